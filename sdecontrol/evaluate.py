@@ -1,0 +1,226 @@
+"""Score a control: reward, path KL and distance from the optimum of its own chain, each with a standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sdecontrol.errors import BadInput, NoClosedForm, NotFinite, check
+from sdecontrol.estimate import Estimate
+from sdecontrol.girsanov import effective_sample_size, path_kl
+from sdecontrol.kernels import Kernel
+from sdecontrol.laws import Law
+from sdecontrol.noise import Noise
+from sdecontrol.path import Path
+from sdecontrol.simulate import simulate
+from sdecontrol.time import TimeGrid
+
+if TYPE_CHECKING:
+    from sdecontrol.problems.base import Problem
+
+TV_STDERRS = 3.0  # standard errors added to the gap before it is turned into a bound
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What n paths say about a control; temperature T, L = log dQ^{u,nu}/dQ of a path, r its total reward.
+
+    reward: E r. kl: path KL. objective: E r - T KL. optimum: T log Z of the chain (closed form, stderr 0; else T log of
+    the mean weight, biased low). gap = T (log Z - E[r/T - L]) = T KL(Q^{u,nu} || Q*), joint standard error.
+    excess: objective of the best mean shift - objective, where that is closed, else None.
+    certificate: R = r/T - L - log Z, zero on every path iff the control is optimal; its mean is -KL(Q^{u,nu} || Q*).
+    tv_bound: min(1, sqrt((gap + 3 stderr) / (2 T))), a bound on the distance of the terminal law from the tilt; with an
+    estimated optimum it is tv_estimate instead, no bound. ess: effective samples of the n weights e^{r/T - L}.
+    Source: derived (Pinsker and data processing on Tang 2403.06279, Prop. 3.6).
+    """
+
+    reward: Estimate
+    kl: Estimate
+    objective: Estimate
+    optimum: Estimate
+    gap: Estimate
+    excess: Estimate | None
+    certificate_mean: Estimate
+    certificate_rms: Estimate
+    ess: Estimate
+    tv_bound: Estimate | None
+    tv_estimate: Estimate | None
+
+    def to_dict(self) -> dict[str, Any]:
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: None if e is None else e.to_dict() for name, e in named.items()}
+
+
+def evaluate(
+    problem: Problem,
+    control: Any,
+    initial: Law | None = None,
+    *,
+    grid: TimeGrid | None = None,
+    kernel: Kernel | None = None,
+    n: int = 10_000,
+    noise: Noise | None = None,
+) -> Evaluation:
+    """Simulate n paths under (control, initial) and score them against the optimum of their own chain.
+
+    Raises: NotFinite when a reward is NaN or infinite; whatever `simulate` raises.
+    """
+    run = _run(problem, control, initial, grid, kernel, n, noise)
+    return _score(run, _closed_optimum(problem, grid, kernel))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Paths of one control with their total rewards (n,)."""
+
+    path: Path
+    reward: Tensor
+    temperature: float
+
+    @property
+    def log_weight(self) -> Tensor:
+        """log of e^{r/T} dQ/dQ^{u,nu}: its mean exponential is Z for every control."""
+        return self.reward / self.temperature - self.path.log_ratio()
+
+
+@dataclass(frozen=True)
+class _Optimum:
+    """T log Z of the chain and, where closed, the objective of its best mean shift."""
+
+    value: Estimate
+    best_mean_shift: float | None
+    influence: Tensor | None = None  # of log Z, when it was estimated from paths
+
+
+def total_reward(problem: Problem, path: Path) -> Tensor:
+    """r(Y_T) plus the running reward summed at the left end of each step: (n,), float64."""
+    total = problem.reward(path.terminal)
+    check(tuple(total.shape) == (path.n,), f"a reward of shape {tuple(total.shape)} at the last step", f"({path.n},)")
+    if not torch.isfinite(total).all():
+        raise NotFinite("the reward", len(path.transitions), float(path.times[-1]))
+    total = total.double()
+    if path.observed is not None:
+        total = total + torch.as_tensor(path.grid.dt) @ path.observed[:-1].double()
+    return total
+
+
+def _run(problem: Problem, control: Any, initial: Law | None, grid: Any, kernel: Any, n: int, noise: Noise | None) -> _Run:
+    observe = None
+    if problem.running_reward is not None:
+        observe = lambda k, t, x: problem.running_rate(t, x)  # noqa: E731
+    path = simulate(
+        problem.process, control, initial, grid=grid, kernel=kernel, n=n, noise=noise, keep="ends", observe=observe
+    )  # fmt: skip
+    return _Run(path, total_reward(problem, path), problem.temperature)
+
+
+def _closed_optimum(problem: Problem, grid: TimeGrid | None, kernel: Kernel | None) -> _Optimum | None:
+    try:
+        chain = problem.discretise(kernel=kernel, grid=grid).exact
+        return _Optimum(Estimate.exact(chain.optimum, "closed form of the chain"), float(chain.objective))
+    except NoClosedForm:
+        return None
+
+
+def _estimated_optimum(run: _Run) -> _Optimum:
+    w = run.log_weight
+    log_z = Estimate.log_mean_exp(w, "log of the mean weight, biased low")
+    influence = torch.exp(w - log_z.value) - 1
+    return _Optimum(log_z * run.temperature, None, influence)
+
+
+def _score(run: _Run, optimum: _Optimum | None) -> Evaluation:
+    shared = optimum is not None
+    optimum = optimum or _estimated_optimum(run)
+    path, t, w = run.path, run.temperature, run.log_weight
+    log_z = float(optimum.value.value) / t
+    gap_samples = t * (log_z - w) if optimum.influence is None else t * (log_z - w + optimum.influence)
+    gap = Estimate.mean(gap_samples, "temperature (log Z - E[r/T - L])")
+    initial_kl = path.initial_kl()
+    if initial_kl.stderr == 0:
+        objective = Estimate.mean(run.reward - t * path.weights.energy, "E r - T KL", -t * initial_kl.value)
+    else:
+        objective = Estimate.mean(run.reward - t * (path.weights.energy + path.weights.log_initial), "E r - T KL")
+    best = optimum.best_mean_shift
+    excess = None if best is None else Estimate.mean(best - t * w, "best mean shift - objective")
+    residual = w - log_z
+    squares = Estimate.mean(residual**2)
+    rms = math.sqrt(squares.value)
+    bound = Estimate.exact(min(1.0, math.sqrt(max(gap.value + TV_STDERRS * gap.stderr, 0.0) / (2 * t))), "Pinsker on the gap")
+    closed = shared and optimum.value.stderr == 0
+    return Evaluation(
+        reward=Estimate.mean(run.reward, "mean reward"),
+        kl=path_kl(path),
+        objective=objective,
+        optimum=optimum.value,
+        gap=gap,
+        excess=excess,
+        certificate_mean=Estimate.mean(residual, "mean certificate"),
+        certificate_rms=Estimate(rms, squares.stderr / (2 * rms) if rms else 0.0, path.n, "root mean square certificate"),
+        ess=Estimate(effective_sample_size(w), 0.0, path.n, "effective samples of n"),
+        tv_bound=bound if closed else None,
+        tv_estimate=None if closed else bound,
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluations by name, with paired noise and one shared optimum."""
+
+    rows: dict[str, Evaluation]
+    temperature: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: row.to_dict() for name, row in self.rows.items()}
+
+    def __str__(self) -> str:
+        from sdecontrol.report.tables import comparison_table, render
+
+        return render(comparison_table(self))
+
+    def plot(self, file: str | FilePath) -> None:
+        """Reward against path KL with error bars, one point a control."""
+        from sdecontrol.report.figures import reward_against_kl
+
+        reward_against_kl(self, FilePath(file))
+
+
+def compare(
+    problem: Problem,
+    controls: Mapping[str, Any],
+    *,
+    grid: TimeGrid | None = None,
+    kernel: Kernel | None = None,
+    n: int = 10_000,
+    noise: Noise | None = None,
+    show: bool = True,
+) -> Comparison:
+    """Evaluate several controls on the same noise against one optimum; entries are controls or (control, initial law).
+
+    The optimum is the chain's closed form, else the estimate of the row with the largest effective sample size.
+    """
+    check(len(controls) > 0, "no controls", "a dictionary of name -> control or (control, initial)")
+    entries = {name: c if isinstance(c, tuple) else (c, None) for name, c in controls.items()}
+    for name, entry in entries.items():
+        if len(entry) != 2:
+            raise BadInput(f"saw a tuple of {len(entry)} for {name!r}; wanted (control, initial law).")
+    runs = {name: _run(problem, c, initial, grid, kernel, n, noise) for name, (c, initial) in entries.items()}
+    optimum = _closed_optimum(problem, grid, kernel)
+    if optimum is None:
+        best = max(runs, key=lambda name: effective_sample_size(runs[name].log_weight))
+        estimated = _estimated_optimum(runs[best])
+        route = f"log of the mean weight under {best!r}, biased low"
+        optimum = _Optimum(Estimate(estimated.value.value, estimated.value.stderr, n, route), None, estimated.influence)
+    table = Comparison({name: _score(run, optimum) for name, run in runs.items()}, problem.temperature)
+    if show:
+        print(table)
+    return table
+
+
+__all__ = ["Comparison", "Evaluation", "compare", "evaluate", "total_reward"]

@@ -1,0 +1,219 @@
+"""Reverse diffusions with the exact score of a Gaussian or a mixture and a reward with a closed Gaussian moment.
+
+Value and control are closed for every initial law. Under Q the component of the data and Y_t have the joint law
+weight_i F_i(t), see `continuum_flow`; under Q* the same tilted by E_i(t, .), see `continuum_level`. Where the F_i are
+Gaussian, C, nu*, p_ft, Q*_t and the path KL follow (theory 1.1-1.3, 1.5; derived).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections import OrderedDict
+from functools import cached_property
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from sdecontrol.controls import AffineControl, Control, StateControl
+from sdecontrol.errors import NoClosedForm, NoTilt, ValueBlowUp
+from sdecontrol.exact.continuum import ContinuumExact
+from sdecontrol.exact.continuum_flow import DataLaw, Flow, components, log_weights, mixture
+from sdecontrol.exact.continuum_level import AffineLevel, Component, Level, QuadraticLevel, about
+from sdecontrol.exact.pushforward import gaussian_law
+from sdecontrol.exact.quadratic import LogQuadratic, symmetric
+from sdecontrol.laws import Dirac, Law
+from sdecontrol.rewards import Quadratic, Reward
+from sdecontrol.schedules import Schedule
+
+_KEPT_LEVELS = 2048
+
+
+class BlowUp(ValueBlowUp, NoTilt):
+    """The value is infinite up to `time`; a fortiori the tilt does not exist."""
+
+    def __init__(self, time: float, eigenvalue: float):
+        NoTilt.__init__(self, "", eigenvalue)
+        ValueBlowUp.__init__(
+            self,
+            f"the value is infinite for every generation time t <= {time:.6g}: there the reward curves upwards faster than "
+            "the law of Y_T given Y_t decays. Lower the positive curvature of the reward or raise the temperature.",
+            time,
+        )
+
+
+class ScoreExact(ContinuumExact):
+    """What does not depend on the kind of reward. `flow` None: value and control only."""
+
+    def __init__(
+        self, law: DataLaw, schedule: Schedule, reward: Reward, temperature: float, flow: Flow | None, reason: str = ""
+    ):
+        super().__init__(schedule.horizon, temperature, reason)
+        self.law, self.schedule, self.reward, self._flow = law, schedule, reward, flow
+        self._levels: OrderedDict[float, Level] = OrderedDict()
+
+    @property
+    def flow(self) -> Flow:
+        if self._flow is None:
+            raise self._no("the law of Y_t without control, on which C, nu* and the laws under the optimum rest,")
+        return self._flow
+
+    @abstractmethod
+    def _level(self, s: float) -> Level:
+        """v/temperature at noise level s > 0."""
+
+    def level(self, s: float) -> Level:
+        """The level at s, kept for the blocks of paths that come by later."""
+        level = self._levels.get(s)
+        if level is None:
+            level = self._levels[s] = self._level(s)
+            if len(self._levels) > _KEPT_LEVELS:
+                self._levels.popitem(last=False)
+        return level
+
+    def _noise_level(self, t: float) -> float:
+        return self.horizon - self._check_time(t)
+
+    def amplitude(self, t: float) -> float:
+        return math.sqrt(self.schedule.g2(self.horizon - t))
+
+    def value(self, t: float, x: Tensor) -> Tensor:
+        s, x = self._noise_level(t), x.to(torch.float64)
+        return self.reward(x) if s == 0 else self.temperature * self.level(s).log_growth(x)
+
+    @cached_property
+    def control(self) -> Control:
+        return StateControl(lambda t, x: self.amplitude(t) * self.level(self._noise_level(t)).gradient(x), elementwise=True)
+
+    @cached_property
+    def log_masses(self) -> Tensor:
+        """log of weight_i E_{F_i(T)} e^{r/temperature} (k,): their sum is C."""
+        masses = [law.log_expectation(self.reward, self.temperature) for law in self.flow.at(0.0)]
+        return self.flow.log_weights + torch.tensor(masses, dtype=torch.float64)
+
+    @cached_property
+    def log_normalizer(self) -> float:
+        return float(self.log_masses.logsumexp(0))
+
+    @cached_property
+    def reference(self) -> Law:
+        return self.flow.reference(0.0)
+
+
+class QuadraticScore(ScoreExact):
+    """A quadratic reward: p_ft and every Q*_t are mixtures of as many Gaussians as the data law."""
+
+    def __init__(
+        self, law: DataLaw, schedule: Schedule, reward: Quadratic, temperature: float, flow: Flow | None, reason: str = ""
+    ):
+        super().__init__(law, schedule, reward, temperature, flow, reason)
+        self.quadratic = reward
+        self.components = [Component(component, reward, temperature) for component in components(law)]
+
+    def _level(self, s: float) -> Level:
+        return QuadraticLevel(log_weights(self.law), self.components, self.schedule.alpha(s), self.schedule.h(s))
+
+    def check_existence(self) -> None:
+        """P grows with the noise level, so the value is finite at every time iff at t = 0; then C has the last word."""
+        lowest = self._lowest(self.horizon)
+        if lowest <= 0:
+            raise BlowUp(self.horizon - brentq(self._lowest, 0.0, self.horizon, xtol=1e-15, rtol=1e-14), lowest)
+        if self._flow is not None:
+            self.log_normalizer  # noqa: B018  raises NoTilt
+
+    def _lowest(self, s: float) -> float:
+        a, h = self.schedule.alpha(s), self.schedule.h(s)
+        return min(component.lowest(a, h) for component in self.components)
+
+    def growth(self, s: float) -> list[Quadratic]:
+        """log E_i at level s, as rewards at temperature 1."""
+        a, h = self.schedule.alpha(s), self.schedule.h(s)
+        return [about(component.growth(a, h), a * component.law.mean).as_reward() for component in self.components]
+
+    def marginal(self, t: float) -> Law:
+        s = self._noise_level(t)
+        tilted = [law.tilt(growth, 1.0) for law, growth in zip(self.flow.at(s), self.growth(s), strict=True)]
+        return mixture(self.log_masses, tilted)
+
+    @cached_property
+    def expected_reward(self) -> float:
+        """E_{p_ft} r."""
+        terminal = self.terminal
+        return LogQuadratic.of(self.quadratic).mean(terminal.mean, terminal.covariance)
+
+    @cached_property
+    def path_kl(self) -> float:
+        """E_{p_ft} r / temperature - log C."""
+        return self.expected_reward / self.temperature - self.log_normalizer
+
+
+class GaussianScore(QuadraticScore):
+    """A Gaussian data law and a quadratic reward: v is quadratic, u* affine, every law Gaussian (theory 1.2)."""
+
+    def _level(self, s: float) -> AffineLevel:
+        a, component = self.schedule.alpha(s), self.components[0]
+        return AffineLevel(component.growth(a, self.schedule.h(s)), a * component.law.mean)
+
+    @cached_property
+    def control(self) -> Control:
+        return AffineControl(lambda t: self._affine(t)[0], lambda t: self._affine(t)[1])
+
+    def _affine(self, t: float) -> tuple[Tensor, Tensor]:
+        level, amplitude = self.level(self._noise_level(t)), self.amplitude(t)
+        assert isinstance(level, AffineLevel)
+        return -amplitude * level.curvature, amplitude * level.slope
+
+    @cached_property
+    def _first_growth(self) -> LogQuadratic:
+        """v(0, .) / temperature."""
+        return LogQuadratic.of(self.growth(self.horizon)[0])
+
+    @cached_property
+    def kl_initial(self) -> float:
+        nu = self.initial
+        return self._first_growth.mean(nu.mean, nu.covariance) - self.log_normalizer
+
+    @cached_property
+    def objective_untilted(self) -> float:
+        start = self.flow.start
+        return self.temperature * self._first_growth.mean(start.mean, start.covariance)
+
+    @cached_property
+    def untilted_terminal(self) -> Law:
+        """Under Q*, Y_T given Y_0 = y is N(m + N w(m), N H^-1 N') with m = mu + J (y - a mu): p_noise pushed through it."""
+        component, start = self.components[0], self.flow.start
+        a, h = self.schedule.alpha(self.horizon), self.schedule.h(self.horizon)
+        noise, mu = component.noise(a, h), component.law.mean
+        tilt = component.reward.noise_law(noise)
+        response, spread = noise @ tilt.response, noise @ tilt.root
+        eye = torch.eye(len(mu), dtype=torch.float64)
+        matrix = (eye - response @ component.reward.curvature) @ component.gain(a, h)
+        mean = mu + response @ component.reward.linear + matrix @ (start.mean - a * mu)
+        return gaussian_law(mean, symmetric(spread @ spread.mT + matrix @ start.covariance @ matrix.mT))
+
+
+class MixtureScore(QuadraticScore):
+    """A mixture and a quadratic reward, started from the noised data law or from a point (theory 1.3)."""
+
+    @cached_property
+    def kl_initial(self) -> float:
+        """0 from a point; else E_{nu*} v(0, .)/temperature - log C by quadrature in one and two dimensions."""
+        from sdecontrol.exact.continuum_quadrature import mean_under
+
+        if isinstance(self.flow.start, Dirac):
+            return 0.0
+        return mean_under(self.initial, self.level(self.horizon).log_growth) - self.log_normalizer
+
+    @cached_property
+    def objective_untilted(self) -> float:
+        """E_{p_noise} v(0, .) by quadrature in one and two dimensions; from a point, v(0, .) there."""
+        from sdecontrol.exact.continuum_quadrature import mean_under
+
+        return self.temperature * mean_under(self.flow.start, self.level(self.horizon).log_growth)
+
+    @property
+    def untilted_terminal(self) -> Law:
+        if isinstance(self.flow.start, Dirac):
+            return self.terminal
+        raise NoClosedForm("the law of Y_T under u* from p_noise is closed for a Gaussian data law with a quadratic reward")

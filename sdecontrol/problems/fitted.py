@@ -1,0 +1,81 @@
+"""Problems on real data: a law fitted to an array, VP noising, and two rewards that mean something on any array.
+
+Rewards are in units in which the data has unit spread, so that one temperature fits all:
+  * total: the sum of the entries (the ink of an image), standardised: r(x) = (1.x - 1.m) / sd(1.x);
+  * regular: for images, minus the squared left-right asymmetry |x - flip x|^2 / 2 over its mean; for other arrays,
+    minus the squared first principal coordinate over its variance. Both are concave quadratics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from sdecontrol.problems.base import Problem
+
+from sdecontrol.data import DataSet, FitSummary, PrincipalSubspace, fit
+from sdecontrol.processes import ReverseProcess
+from sdecontrol.rewards import Quadratic
+from sdecontrol.schedules import VP
+
+TEMPERATURE = 0.5
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is verified: a problem, what was fitted to make it (None for a given law), and the shape of its images."""
+
+    problem: Problem
+    fit: FitSummary | None = None
+    image_shape: tuple[int, int] | None = None
+
+    def named(self, name: str) -> Subject:
+        """The same subject under another name."""
+        p = self.problem
+        return replace(self, problem=Problem(p.process, p.reward, p.temperature, p.running_reward, name=name))
+
+
+def total(data: DataSet) -> Quadratic:
+    """Linear: the sum of the entries, standardised over the data."""
+    sums = data.values.sum(axis=1)
+    scale = float(sums.std()) or 1.0
+    return Quadratic(linear=np.full(data.values.shape[1], 1 / scale), constant=-float(sums.mean()) / scale)
+
+
+def regular(data: DataSet) -> Quadratic:
+    """Concave quadratic -|A (x - m)|^2 / (2 E|A (x - m)|^2); images: A = I - flip, m = 0; else A the first direction."""
+    columns = data.values.shape[1]
+    if data.is_image:
+        height, width = (int(n) for n in data.event_shape)
+        flip = np.arange(columns).reshape(height, width)[:, ::-1].ravel()
+        a = np.eye(columns) - np.eye(columns)[flip]
+        centre = np.zeros(columns)
+    else:
+        space = PrincipalSubspace.of(data.values, rank=1)
+        a, centre = space.basis.T, space.offset
+    scale = float(np.mean(np.sum(((data.values - centre) @ a.T) ** 2, axis=1))) or 1.0
+    curvature = a.T @ a / scale
+    pull = curvature @ centre
+    return Quadratic(linear=pull, curvature=curvature, constant=-float(centre @ pull) / 2)
+
+
+def subjects(
+    data: DataSet, components: int = 1, rank: int | None = None, rewards: tuple[str, ...] = ("total", "regular")
+) -> list[Subject]:
+    """One subject a reward: the fitted law under VP noising, from N(0, I), or from the noised law for mixtures.
+
+    Mixtures start from their own noised law because that keeps every law a mixture, hence closed, in any dimension.
+    """
+    law, summary = fit(data, components, rank)
+    process = ReverseProcess(VP(), law, initial="standard" if components == 1 else "marginal")
+    shape = (data.event_shape[0], data.event_shape[1]) if data.is_image else None
+    family = "gaussian" if components == 1 else "mixture"
+    build = {"total": total, "regular": regular}
+    return [
+        Subject(
+            Problem(process, build[name](data), temperature=TEMPERATURE, name=f"{data.name}-{family}-{name}"),
+            summary,
+            shape,
+        )
+        for name in rewards
+    ]

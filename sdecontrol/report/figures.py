@@ -1,0 +1,121 @@
+"""First figures: the simulated terminal law against the exact tilt, and images drawn from both laws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sdecontrol.laws import Law
+from sdecontrol.noise import Noise
+from sdecontrol.problems.base import Problem
+from sdecontrol.problems.fitted import Subject
+from sdecontrol.report.style import REFERENCE, SAMPLES, TILT, canvas, save
+from sdecontrol.simulate import simulate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PATHS = 20_000
+
+
+def draw(subject: Subject, folder: Path, seed: int = 0) -> list[str]:
+    """Write the figures that suit the subject into `folder`; returns their names without suffix.
+
+    The terminal law for one and two dimensions, images for image data, nothing otherwise.
+    Raises: NoClosedForm where the problem has no exact control or tilt.
+    """
+    if subject.image_shape is not None:
+        return [_images(subject.problem, subject.image_shape, folder, seed)]
+    if subject.problem.process.event_shape == (1,):
+        return [_line(subject.problem, folder, seed)]
+    if subject.problem.process.event_shape == (2,):
+        return [_plane(subject.problem, folder, seed)]
+    return []
+
+
+def _terminal_states(problem: Problem, n: int, seed: int) -> np.ndarray:
+    """(n, d): the chain under the exact control, started from the exact initial law."""
+    exact = problem.exact
+    path = simulate(problem.process, exact.control, exact.initial, n=n, noise=Noise(seed), keep="ends")
+    return path.terminal.double().numpy()
+
+
+def _density(law: Law, points: np.ndarray) -> np.ndarray:
+    return np.exp(law.log_prob(torch.from_numpy(points)).numpy())
+
+
+def _line(problem: Problem, folder: Path, seed: int) -> str:
+    """1-D: histogram of simulated terminal states over the densities of p_pre and of the tilt."""
+    states = _terminal_states(problem, PATHS, seed)
+    reference = problem.exact.reference.sample(PATHS, Noise(seed)).numpy()
+    low, high = np.quantile(np.concatenate([states, reference]), [5e-4, 1 - 5e-4])
+    margin = 0.1 * (high - low)
+    x = np.linspace(low - margin, high + margin, 600)
+    with canvas(1, 1, size=(4.6, 2.9)) as (figure, (ax,)):
+        ax.hist(states[:, 0], bins=80, range=(x[0], x[-1]), density=True, color=SAMPLES, alpha=0.5,
+                label=f"{PATHS:,} controlled paths")  # fmt: skip
+        ax.plot(x, _density(problem.exact.reference, x[:, None]), color=REFERENCE, ls="--", label=r"$p_{\rm pre}$")
+        ax.plot(x, _density(problem.exact.terminal, x[:, None]), color=TILT,
+                label=r"$p_{\rm ft}\propto e^{r/\alpha}\,p_{\rm pre}$")  # fmt: skip
+        ax.set(xlabel="$y$", ylabel="density", xlim=(x[0], x[-1]), title=problem.name)
+        ax.legend()
+        save(figure, folder / f"terminal-{problem.name}")
+    return f"terminal-{problem.name}"
+
+
+def _plane(problem: Problem, folder: Path, seed: int) -> str:
+    """2-D: contours of p_pre and of the tilt, simulated terminal states as dots."""
+    states = _terminal_states(problem, PATHS // 10, seed)
+    reference = problem.exact.reference.sample(PATHS // 10, Noise(seed)).numpy()
+    low, high = np.quantile(np.concatenate([states, reference]), [2e-3, 1 - 2e-3], axis=0)
+    margin = 0.15 * (high - low)
+    xs, ys = (np.linspace(low[i] - margin[i], high[i] + margin[i], 120) for i in (0, 1))
+    points = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
+    with canvas(1, 1, size=(4.2, 3.6)) as (figure, (ax,)):
+        ax.plot(*states.T, ".", color=SAMPLES, ms=1.5, alpha=0.6)
+        for law, color, style in (
+            (problem.exact.reference, REFERENCE, "dashed"),
+            (problem.exact.terminal, TILT, "solid"),
+        ):
+            z = _density(law, points).reshape(len(ys), len(xs))
+            ax.contour(xs, ys, z, levels=z.max() * np.array([0.03, 0.15, 0.4, 0.8]), colors=color, linestyles=style,
+                       linewidths=0.9)  # fmt: skip
+        _contour_legend(ax, len(states))
+        ax.set(xlabel="$y_1$", ylabel="$y_2$", title=problem.name)
+        save(figure, folder / f"terminal-{problem.name}")
+    return f"terminal-{problem.name}"
+
+
+def _contour_legend(ax: Axes, paths: int) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=REFERENCE, ls="--", label=r"$p_{\rm pre}$"),
+        Line2D([], [], color=TILT, label=r"$p_{\rm ft}$"),
+        Line2D([], [], color=SAMPLES, ls="", marker=".", label=f"{paths:,} controlled paths"),
+    ]
+    ax.legend(handles=handles)
+
+
+def _images(problem: Problem, shape: tuple[int, int], folder: Path, seed: int) -> str:
+    """Images drawn from p_pre on the left and from the exact tilt on the right, from the same noise."""
+    side = 8
+    laws = (problem.exact.reference, problem.exact.terminal)
+    titles = (r"$p_{\rm pre}$", r"exact tilt $p_{\rm ft}\propto e^{r/\alpha}\,p_{\rm pre}$")
+    with canvas(1, 2, size=(5.6, 3.1)) as (figure, axes):
+        for ax, law, title in zip(axes, laws, titles):
+            samples = law.sample(side * side, Noise(seed))
+            rewards = problem.reward(samples)
+            height, width = shape
+            tiles = samples.numpy().reshape(side, side, height, width).transpose(0, 2, 1, 3)
+            ax.imshow(
+                tiles.reshape(side * height, side * width), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest"
+            )
+            ax.set_title(f"{title}\nmean reward {float(rewards.mean()):.2f}")
+            ax.set_axis_off()
+        figure.suptitle(problem.name, fontsize=9)
+        save(figure, folder / f"images-{problem.name}")
+    return f"images-{problem.name}"

@@ -1,0 +1,88 @@
+"""report.md: the verdicts of every claim on every problem first, the numbers behind them after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sdecontrol.claims import Report, claims
+from sdecontrol.report.numbers import SIGNS, agreement, duration, error, value
+from sdecontrol.report.run import VERDICTS, Run, versions
+
+
+def render(run: Run) -> str:
+    """The whole report as markdown."""
+    sections = [_head(run), _matrix(run), _fits(run), _figures(run), _attention(run), _numbers(run)]
+    return "\n".join(line for section in sections for line in section) + "\n"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    cells = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+
+
+def _head(run: Run) -> list[str]:
+    counts = ", ".join(f"{run.count(verdict)} {verdict}" for verdict in VERDICTS)
+    state = "" if run.complete else f" Stopped early: {len(run.reports)} of {run.size} are done."
+    installed = ", ".join(f"{name} {number}" for name, number in versions().items())
+    return [
+        "# Verification report",
+        "",
+        f"{len(run.reports)} claims checked on {len(run.subjects)} problems: {counts}.{state}",
+        "",
+        f"Seed {run.seed}{', quick' if run.quick else ''}; {duration(run.seconds)}; {installed}.",
+        "",
+    ]
+
+
+def _matrix(run: Run) -> list[str]:
+    names = [subject.problem.name for subject in run.subjects]
+    titles = {claim.id: claim.title for claim in claims()}
+    rows = [
+        [claim, titles[claim], *(SIGNS.get(verdicts.get(name, ""), "") for name in names)]
+        for claim, verdicts in run.matrix().items()
+    ]
+    legend = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
+    return ["## Verdicts", "", *_table(["claim", "statement", *names], rows), "", legend + ".", ""]
+
+
+def _fits(run: Run) -> list[str]:
+    fits = dict.fromkeys(str(subject.fit) for subject in run.subjects if subject.fit is not None)
+    return ["## What was fitted", "", *(f"- {fit}" for fit in fits), ""] if fits else []
+
+
+def _figures(run: Run) -> list[str]:
+    return ["## Figures", "", *(f"![{name}]({name}.png)\n" for name in run.figures)] if run.figures else []
+
+
+def _attention(run: Run) -> list[str]:
+    """Everything that is neither "holds" nor "not applicable", and notes of the run, with the reasons."""
+    doubtful = [r for r in run.reports if r.verdict in ("violated", "inconclusive")]
+    lines = [f"- {r.claim} on {r.problem}: **{r.verdict}**. {r.reason}" for r in doubtful]
+    lines += [f"- {note}" for note in run.notes]
+    return ["## Needs attention", "", *lines, ""] if lines else []
+
+
+def _numbers(run: Run) -> list[str]:
+    lines = ["## Numbers", ""]
+    for report in run.reports:
+        lines += [f"### {report.claim} on {report.problem}: {report.verdict}", "", *_rows(report), ""]
+    return lines
+
+
+def _rows(report: Report) -> list[str]:
+    reason = [report.reason, ""] if report.reason else []
+    rows = [
+        [
+            row.rung,
+            row.quantity,
+            value(row.left),
+            value(row.right),
+            error(row.error),
+            agreement(row),
+            row.verdict,
+            row.note,
+        ]
+        for row in report.rows
+    ]
+    header = ["rung", "quantity", "left", "right", "error", "agreement", "verdict", "note"]
+    return [*reason, *_table(header, rows)] if rows else reason

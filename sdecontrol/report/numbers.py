@@ -1,0 +1,32 @@
+"""How a row's numbers read, the same in the terminal and in markdown."""
+
+from __future__ import annotations
+
+import math
+
+from sdecontrol.claims import Row
+
+SIGNS = {"holds": "✓", "violated": "✗", "inconclusive": "?", "not applicable": "–"}
+
+
+def agreement(row: Row) -> str:
+    """Digits for a deterministic comparison, z for a stochastic one."""
+    if row.z is not None:
+        return f"z = {row.z:+.2f}"
+    if row.digits is not None:
+        return f"{row.digits:.1f} digits"
+    return ""
+
+
+def value(number: float) -> str:
+    """Nine significant digits."""
+    return f"{number:.9g}"
+
+
+def error(number: float) -> str:
+    """A tolerance or standard error, two significant digits; empty when there is none."""
+    return "" if number is None or math.isnan(number) or number == 0 else f"± {number:.1e}"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60} s"

@@ -1,0 +1,72 @@
+"""The terminal: one block a claim and problem while the run goes on, counts and open points at its end."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sdecontrol.claims import Report, Row
+from sdecontrol.report.numbers import SIGNS, agreement, duration, error, value
+from sdecontrol.report.run import VERDICTS, Run
+
+STYLES = {"holds": "green", "violated": "bold red", "inconclusive": "yellow", "not applicable": "dim"}
+
+
+def show_report(console: Console, report: Report, every_row: bool) -> None:
+    """The head line of a report and its rows: all of them, or the least certain row of each rung."""
+    head = Text(f"{SIGNS.get(report.verdict, ' ')} {report.claim}", style=STYLES.get(report.verdict, ""))
+    head.append(f"  {report.problem}  ", style="default")
+    head.append(report.verdict, style=STYLES.get(report.verdict, ""))
+    head.append(f"  {report.seconds:.1f} s", style="dim")
+    console.print(head)
+    if report.reason and report.verdict != "holds":
+        console.print(Text(f"    {report.reason}", style="dim"))
+    rows = report.rows if every_row or report.verdict == "violated" else _weakest(report.rows)
+    if rows:
+        console.print(_rows(rows))
+
+
+def show_summary(console: Console, run: Run) -> None:
+    """Counts of verdicts by problem, then what is violated or inconclusive, with the reason."""
+    table = Table("problem", *VERDICTS, title=f"{len(run.reports)} of {run.size} in {duration(run.seconds)}")
+    for subject in run.subjects:
+        name = subject.problem.name
+        done = [report.verdict for report in run.reports if report.problem == name]
+        table.add_row(name, *(str(done.count(verdict)) for verdict in VERDICTS))
+    table.add_section()
+    table.add_row("total", *(str(run.count(verdict)) for verdict in VERDICTS), style="bold")
+    console.print(table)
+    for report in run.reports:
+        if report.verdict in ("violated", "inconclusive"):
+            line = f"{SIGNS[report.verdict]} {report.claim} on {report.problem}: {report.reason}"
+            console.print(Text(line, style=STYLES[report.verdict]))
+    for note in run.notes:
+        console.print(Text(note, style="dim"))
+
+
+def _rows(rows: list[Row]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+    table.add_column(width=3)
+    table.add_column(width=11, style="dim")
+    table.add_column(min_width=24, overflow="fold")
+    for _ in range(3):
+        table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for row in rows:
+        sign = Text(f"  {SIGNS.get(row.verdict, ' ')}", style=STYLES.get(row.verdict, ""))
+        quantity = f"{row.quantity} ({row.note})" if row.note else row.quantity
+        table.add_row(sign, row.rung, quantity, value(row.left), value(row.right), error(row.error), agreement(row))
+    return table
+
+
+def _weakest(rows: list[Row]) -> list[Row]:
+    """Of each rung the row that agrees least: fewest digits, or largest |z|; rungs in order of appearance."""
+    rungs = dict.fromkeys(row.rung for row in rows)
+    return [max((row for row in rows if row.rung == rung), key=_doubt) for rung in rungs]
+
+
+def _doubt(row: Row) -> tuple[bool, float]:
+    if row.z is not None:
+        return row.verdict != "holds", abs(row.z)
+    return row.verdict != "holds", -(row.digits if row.digits is not None else 99.0)

@@ -1,0 +1,168 @@
+"""Rewards, always maximised: r maps states (n, *event) to (n,).
+
+Any callable of that signature is a reward. The classes here also know E_{N(m, P)} exp(r / temperature) in closed
+form, which is what the exact answers are made of. Parameters are float64 and cast to the state's dtype when called.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdecontrol.errors import NoTilt, check
+
+
+def _vector(name: str, value: Any) -> Tensor:
+    v = torch.atleast_1d(torch.as_tensor(value, dtype=torch.float64))
+    check(v.ndim == 1, f"{name} of shape {tuple(v.shape)}", "a vector (d,)")
+    check(bool(torch.isfinite(v).all()), f"{name} with NaN or infinite entries", "finite numbers")
+    return v
+
+
+def _number(name: str, value: Any) -> float:
+    check(math.isfinite(float(value)), f"{name} = {value}", "a finite number")
+    return float(value)
+
+
+class Reward(ABC):
+    """A reward that knows its gradient, its restriction to an affine subspace and its Gaussian exponential moment."""
+
+    dim: int
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """r(x): (n, d) -> (n,)."""
+
+    @abstractmethod
+    def gradient(self, x: Tensor) -> Tensor:
+        """grad r(x): (n, d) -> (n, d)."""
+
+    @abstractmethod
+    def restrict(self, basis: Tensor, offset: Tensor) -> Reward:
+        """The reward u -> r(offset + basis u) on latent coordinates."""
+
+    @abstractmethod
+    def log_expectation(self, mean: Tensor, covariance: Tensor, temperature: float) -> Tensor:
+        """log E_{X ~ N(mean, covariance)} exp(r(X) / temperature): means (n, d), one covariance (d, d) -> (n,)."""
+
+
+class Quadratic(Reward):
+    """r(x) = constant + linear . x - x' curvature x / 2, with a symmetric curvature of any sign.
+
+    Shapes: linear (d,), curvature (d, d) or a scalar times the identity. One of them may be omitted when the other
+    fixes the dimension. Raises: BadInput for an asymmetric curvature, mismatched shapes or entries not finite.
+    """
+
+    def __init__(self, linear: Any = None, curvature: Any = None, constant: float = 0.0):
+        check(linear is not None or curvature is not None, "neither linear nor curvature", "at least one of them")
+        k = None if curvature is None else torch.as_tensor(curvature, dtype=torch.float64)
+        if linear is None:
+            assert k is not None
+            linear = torch.zeros(k.shape[0] if k.ndim else 1)
+        self.linear = _vector("linear", linear)
+        self.dim = d = len(self.linear)
+        k = torch.zeros(d, d, dtype=torch.float64) if k is None else k
+        k = k * torch.eye(d, dtype=torch.float64) if k.ndim == 0 else k
+        check(k.shape == (d, d), f"curvature of shape {tuple(k.shape)}", f"({d}, {d}), as linear has {d} entries")
+        check(bool(torch.isfinite(k).all()), "curvature with NaN or infinite entries", "finite numbers")
+        skew = float((k - k.T).abs().max())
+        check(skew <= 1e-10 * (1 + float(k.abs().max())), f"curvature asymmetric by {skew:.3g}", "a symmetric matrix",
+              "Pass (K + K.T) / 2.")  # fmt: skip
+        self.curvature = (k + k.T) / 2
+        self.constant = _number("constant", constant)
+        self.is_linear = not bool(self.curvature.any())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        g, k = self.linear.to(x), self.curvature.to(x)
+        value = x @ g + self.constant
+        return value if self.is_linear else value - ((x @ k) * x).sum(-1) / 2
+
+    def gradient(self, x: Tensor) -> Tensor:
+        g, k = self.linear.to(x), self.curvature.to(x)
+        return g.expand_as(x) if self.is_linear else g - x @ k
+
+    def restrict(self, basis: Tensor, offset: Tensor) -> Quadratic:
+        k_offset = self.curvature @ offset
+        constant = float(self.constant + self.linear @ offset - offset @ k_offset / 2)
+        k = basis.mT @ (self.curvature @ basis)
+        return Quadratic(basis.mT @ (self.linear - k_offset), (k + k.mT) / 2, constant)
+
+    def log_expectation(self, mean: Tensor, covariance: Tensor, temperature: float) -> Tensor:
+        """With S = P^{1/2}: exists iff I + S K S / temperature is positive; see the tilt row of theory (derived)."""
+        d, eye = self.dim, torch.eye(self.dim, dtype=covariance.dtype)
+        g, k = self.linear.to(covariance), self.curvature.to(covariance)
+        eigenvalues, vectors = torch.linalg.eigh(covariance)
+        root = (vectors * eigenvalues.clamp(min=0).sqrt()) @ vectors.mT
+        b = eye + root @ k @ root / temperature
+        smallest = float(torch.linalg.eigvalsh(b)[0])
+        if smallest <= 0:
+            raise NoTilt(
+                f"E exp(reward/temperature) is infinite: I + S^1/2 K S^1/2 / temperature has eigenvalue {smallest:.6g}; "
+                "wanted a positive matrix. Raise the temperature or lower the positive curvature of the reward.",
+                smallest,
+                temperature,
+            )
+        slope = (g - mean @ k) / temperature  # gradient of r/temperature at the mean
+        scaled = slope @ root
+        solved = torch.linalg.solve(b, scaled.mT).mT
+        log_det = torch.linalg.slogdet(b)[1]
+        at_mean = (mean @ g - ((mean @ k) * mean).sum(-1) / 2 + self.constant) / temperature
+        return at_mean + (scaled * solved).sum(-1) / 2 - log_det / 2 if d else at_mean
+
+
+class Linear(Quadratic):
+    """r(x) = g . x with g (d,)."""
+
+    def __init__(self, g: Any):
+        super().__init__(linear=g)
+
+
+class GaussianLabel(Quadratic):
+    """r(x) = strength * log N(target; direction . x, noise^2): the log likelihood of a label, a quadratic.
+
+    Source: the Gaussian label of CTRL (2406.12120), with r = strength log p(y|x).
+    """
+
+    def __init__(self, direction: Any, target: float, noise: float, strength: float = 1.0):
+        w = _vector("direction", direction)
+        check(noise > 0, f"noise = {noise}", "a positive standard deviation")
+        precision = _number("strength", strength) / noise**2
+        log_norm = -(_number("target", target) ** 2) / (2 * noise**2) - math.log(noise * math.sqrt(2 * math.pi))
+        super().__init__(precision * target * w, precision * torch.outer(w, w), strength * log_norm)
+
+
+class Step(Reward):
+    """r(x) = height * 1{direction . x > threshold}."""
+
+    def __init__(self, direction: Any, threshold: float, height: float):
+        self.direction = _vector("direction", direction)
+        check(bool(self.direction.any()), "direction = 0", "a direction that is not zero")
+        self.dim = len(self.direction)
+        self.threshold = _number("threshold", threshold)
+        self.height = _number("height", height)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.height * (x @ self.direction.to(x) > self.threshold).to(x.dtype)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Zero almost everywhere; the jump has no gradient."""
+        return torch.zeros_like(x)
+
+    def restrict(self, basis: Tensor, offset: Tensor) -> Step:
+        return Step(basis.mT @ self.direction, self.threshold - float(self.direction @ offset), self.height)
+
+    def log_expectation(self, mean: Tensor, covariance: Tensor, temperature: float) -> Tensor:
+        """log[1 + (e^{c/temperature} - 1) Phi] = logaddexp(log Phi(-z), c/temperature + log Phi(z)) (derived)."""
+        w = self.direction.to(covariance)
+        z = (mean @ w - self.threshold) / torch.sqrt(w @ covariance @ w)
+        up, down = torch.special.log_ndtr(z), torch.special.log_ndtr(-z)
+        return torch.logaddexp(down, up + self.height / temperature)
+
+
+def as_quadratic(reward: Any) -> Quadratic | None:
+    """The reward as a quadratic when it is one, else None."""
+    return reward if isinstance(reward, Quadratic) else None

@@ -1,0 +1,252 @@
+"""The loop over time. Blocks of paths run on worker threads, one intra-op thread each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdecontrol.controls import Control, as_control
+from sdecontrol.errors import BadInput, InfiniteKL, NotFinite, check
+from sdecontrol.kernels import Kernel, Transition
+from sdecontrol.laws import Law
+from sdecontrol.noise import Noise
+from sdecontrol.path import Path, PathWeights, _log_initial, half_square, inner
+from sdecontrol.processes import Process
+from sdecontrol.step import advance
+from sdecontrol.time import ResolvedGrid, TimeGrid
+
+Observer = Callable[[int, float, Tensor], Tensor]
+_SMALL_EVENT = 4096  # below it a block of paths is one worker's job and intra-op threads only get in the way
+
+
+def simulate(
+    process: Process,
+    control: Any = None,
+    initial: Law | Tensor | None = None,
+    *,
+    grid: TimeGrid | None = None,
+    kernel: Kernel | None = None,
+    n: int = 10_000,
+    noise: Noise | None = None,
+    keep: str = "all",
+    observe: Observer | None = None,
+    grad: bool = False,
+    workers: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """n paths of the chain x_{k+1} = mean_k + std_k (xi_k + sqrt(dt_k) u_k), started from `initial` (default p_noise).
+
+    control: None, an sc.Control or a function f(step) -> u (n, *event). initial: a law, or states (n, *event).
+    keep: "all" stores states and noises; "ends" stores ends and running sums, O(n d). observe(k, t, x) is called at
+    every grid time and its results are stacked. grad: keep the autograd graph (one worker, nothing detached).
+    dtype: of the states; default the process's (that of its law; float32 for a network). Exact for the chain; distance to the continuum is the kernel's.
+    The same noise bits for any n and workers; the same state bits too when model and control are closed forms.
+    Raises: InfiniteKL when a control meets a noiseless step before the last; NotFinite naming step, time and culprit.
+    """
+    control, grid, kernel = as_control(control), grid or process.default_grid, kernel or process.default_kernel
+    noise = noise or Noise(0)
+    check(keep in ("all", "ends"), f"keep={keep!r}", '"all" or "ends"')
+    check(isinstance(n, int) and n >= 1, f"n = {n!r}", "a positive number of paths")
+    check(isinstance(noise, Noise), f"noise of type {type(noise).__name__}", "sc.Noise(seed)")
+    resolved = grid.resolve(process)
+    reference = process.initial_law(float(resolved.times[0]))
+    start = _start(process, reference if initial is None else initial, n)
+    transitions = prepare(process, kernel, resolved, control)
+    dtype = dtype or (start.dtype if isinstance(start, Tensor) else process.dtype)
+    job = _Job(process, control, start, reference, resolved, transitions, noise, n, keep == "all", observe, grad, dtype)
+    out = _Buffers(job)
+    indices = range(-(-n // noise.block_size(process.event_shape)))
+    small = process.dim < _SMALL_EVENT
+    workers = 1 if grad or not small else min(workers or os.cpu_count() or 1, len(indices))
+    with _intra_op_threads(1 if small else None):
+        if workers == 1:
+            for index in indices:
+                job.run(index, out)
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                list(pool.map(lambda index: job.run(index, out), indices))
+    return Path(
+        process, resolved, transitions, control is not None, None if isinstance(start, Tensor) else start, reference,
+        **out.collect(),
+    )  # fmt: skip
+
+
+def prepare(process: Process, kernel: Kernel, grid: ResolvedGrid, control: Any = None) -> list[Transition]:
+    """The kernel's transitions on a grid. Raises InfiniteKL when a control would act on a noiseless step before the last."""
+    times = [float(t) for t in grid.times]
+    transitions = [kernel.transition(process, t, t_next) for t, t_next in zip(times[:-1], times[1:], strict=True)]
+    if control is not None:
+        for k, transition in enumerate(transitions[:-1]):
+            if transition.noiseless:
+                raise InfiniteKL(
+                    f"step {k} (t = {transition.t:.6g}) of {kernel!r} has no noise, so any control there has infinite KL; "
+                    "wanted std > 0 before the last step. Use eta > 0 or another kernel."
+                )
+    return transitions
+
+
+def _start(process: Process, initial: Law | Tensor, n: int) -> Law | Tensor:
+    if isinstance(initial, Tensor):
+        check(tuple(initial.shape) == (n, *process.event_shape), f"initial states of shape {tuple(initial.shape)}",
+              f"{(n, *process.event_shape)}: one state a path")  # fmt: skip
+        return initial
+    check(isinstance(initial, Law), f"initial of type {type(initial).__name__}", "a law or a tensor of states")
+    check(tuple(initial.event_shape) == process.event_shape, f"an initial law on {tuple(initial.event_shape)}",
+          f"event shape {process.event_shape}, that of the process")  # fmt: skip
+    return initial
+
+
+@contextmanager
+def _intra_op_threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything a worker needs to run one block of paths."""
+
+    process: Process
+    control: Control | None
+    start: Law | Tensor
+    reference: Law
+    grid: ResolvedGrid
+    transitions: list[Transition]
+    noise: Noise
+    n: int
+    keep: bool
+    observe: Observer | None
+    grad: bool
+    dtype: torch.dtype
+
+    @property
+    def whole_blocks(self) -> bool:
+        """Closed forms are computed on whole blocks, so that a path's bits do not depend on the number of paths."""
+        return self.process.elementwise and (self.control is None or self.control.elementwise) and not self.grad
+
+    def run(self, index: int, out: _Buffers) -> None:
+        with torch.set_grad_enabled(self.grad):
+            self._run(index, out, checked=not self.whole_blocks)
+            if self.whole_blocks and not out.finite(index):
+                self._run(index, out, checked=True)  # the same bits again, to name the step and the culprit
+
+    def _run(self, index: int, out: _Buffers, checked: bool) -> None:
+        size = self.noise.block_size(self.process.event_shape)
+        count = min(size, self.n - index * size)
+        rows = size if self.whole_blocks else count
+        x = self._initial(index, size, count)[:rows].to(self.dtype)
+        law = self.reference if isinstance(self.start, Tensor) else self.start
+        log_initial = _log_initial(law, self.reference, x)
+        martingale, energy = torch.zeros_like(log_initial), torch.zeros_like(log_initial)
+        out.begin(index, count, x)
+        normals = self.noise.steps(index, self.process.event_shape, self.grid.times)
+        for k, (transition, xi) in enumerate(zip(self.transitions, normals, strict=False)):
+            xi = xi[:rows].to(self.dtype)
+            x, w = advance(self.process, transition, k, x, xi, self.control)
+            if w is not None:
+                energy = energy + half_square(w)
+                martingale = martingale + inner(w, xi)
+            if checked:
+                _diagnose(k, transition, x, w)
+            out.step(index, count, k, x, xi if w is None else xi + w if self.keep else xi)
+        out.end(index, count, x, PathWeights(log_initial, martingale, energy))
+
+    def _initial(self, index: int, size: int, count: int) -> Tensor:
+        if isinstance(self.start, Tensor):
+            x = self.start[index * size : index * size + count]
+            return torch.cat([x, x[-1:].expand(size - count, *x.shape[1:])]) if self.whole_blocks and count < size else x
+        return self.start.draw(self.noise.block("initial", index, self.n, self.process.event_shape))
+
+
+def _diagnose(k: int, transition: Transition, x: Tensor, w: Tensor | None) -> None:
+    """Raise NotFinite naming the control or the model when a state stops being finite."""
+    if w is not None and not torch.isfinite(w).all():
+        raise NotFinite("the control", k, transition.t, advice="Check the control's formula at this time.")
+    if not torch.isfinite(x).all():
+        raise NotFinite("the process's drift or score", k, transition.t, "a state that is not finite",
+                        "A finer grid near the data, or another kernel, may keep the chain stable.")  # fmt: skip
+
+
+class _Buffers:
+    """Where blocks write their results: preallocated tensors, or lists of blocks when a graph is kept."""
+
+    def __init__(self, job: _Job):
+        self.job, self.grad = job, job.grad
+        n, event, steps = job.n, job.process.event_shape, len(job.transitions)
+        self.size = job.noise.block_size(event)
+        self.blocks: dict[str, dict[Any, Tensor]] = {}
+        self.arrays: dict[str, Tensor] = {}
+        if not self.grad:
+            state = {"dtype": job.dtype}
+            self.arrays["initial"], self.arrays["terminal"] = torch.empty(n, *event, **state), torch.empty(n, *event, **state)
+            self.arrays["weights"] = torch.empty(3, n, dtype=torch.float64)
+            if job.keep:
+                self.arrays["states"] = torch.empty(steps + 1, n, *event, **state)
+                self.arrays["noises"] = torch.empty(steps, n, *event, **state)
+
+    def _put(self, name: str, index: int, k: int | None, value: Tensor) -> None:
+        if name not in self.arrays:
+            self.blocks.setdefault(name, {})[index, k] = value if self.grad else value.clone()
+            return
+        target = self.arrays[name] if k is None else self.arrays[name][k]
+        target.narrow(0, index * self.size, len(value)).copy_(value)
+
+    def _observe(self, index: int, count: int, k: int, x: Tensor) -> None:
+        if self.job.observe is None:
+            return
+        t = float(self.job.grid.times[k])
+        seen = self.job.observe(k, t, x[:count])
+        if not isinstance(seen, Tensor) or len(seen) != count:
+            shape = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
+            raise BadInput(f"saw an observer result of {shape} at step {k} (t = {t:.6g}); wanted a tensor ({count}, ...).")
+        if not torch.isfinite(seen).all():
+            raise NotFinite("the observer (or running reward)", k, t)
+        self._put("observed", index, k, seen)
+
+    def begin(self, index: int, count: int, x: Tensor) -> None:
+        self._put("initial", index, None, x[:count])
+        if self.job.keep:
+            self._put("states", index, 0, x[:count])
+        self._observe(index, count, 0, x)
+
+    def step(self, index: int, count: int, k: int, x: Tensor, z: Tensor) -> None:
+        if self.job.keep:
+            self._put("states", index, k + 1, x[:count])
+            self._put("noises", index, k, z[:count])
+        self._observe(index, count, k + 1, x)
+
+    def end(self, index: int, count: int, x: Tensor, weights: PathWeights) -> None:
+        self._put("terminal", index, None, x[:count])
+        for i, part in enumerate((weights.log_initial, weights.martingale, weights.energy)):
+            if self.grad:
+                self._put("weights", index, i, part[:count])
+            else:
+                self.arrays["weights"][i].narrow(0, index * self.size, count).copy_(part[:count])
+
+    def finite(self, index: int) -> bool:
+        rows = slice(index * self.size, (index + 1) * self.size)
+        return bool(torch.isfinite(self.arrays["terminal"][rows]).all() and torch.isfinite(self.arrays["weights"][:, rows]).all())
+
+    def collect(self) -> dict[str, Any]:
+        """The fields of a Path: blocks joined along the paths, steps stacked in front."""
+        fields: dict[str, Any] = dict(self.arrays)
+        for name, blocks in self.blocks.items():
+            indices = sorted({index for index, _ in blocks})
+            steps = sorted({k for _, k in blocks if k is not None})
+            if steps:
+                fields[name] = torch.stack([torch.cat([blocks[i, k] for i in indices]) for k in steps])
+            else:
+                fields[name] = torch.cat([blocks[i, None] for i in indices])
+        fields["weights"] = PathWeights(*fields["weights"])
+        return fields
