@@ -12,6 +12,8 @@ from rich.console import Console
 from sdecontrol.errors import BadInput, NoClosedForm, SDEControlError, UnknownName
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from sdecontrol.problems.fitted import Subject
     from sdecontrol.report.run import Run
 
@@ -45,9 +47,14 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")] = False,
 ) -> None:
     """Check claims on problems: exit code 0 when nothing is violated, 1 when something is, 2 for bad input."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)  # small matrices: a second thread on busy cores costs ten times what it saves
+    threadpool_limits(1)
     try:
-        run = _prepare(ids or [], problem or [], data, components, rank, out, seed, quick)
-        _execute(run, out, as_json)
+        run, subjects = _prepare(ids or [], problem or [], data, components, rank, out, seed, quick)
+        _execute(run, subjects, out, as_json)
     except SDEControlError as error:
         Console(stderr=True, style="red").print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
@@ -104,11 +111,11 @@ def _prepare(
     out: Path | None,
     seed: int,
     quick: bool,
-) -> Run:
+) -> tuple[Run, list[Subject]]:
     """Everything that can be wrong with the input is found here, before any work."""
     from sdecontrol.claims import claims
     from sdecontrol.problems.builtin import BUILTIN, resolve
-    from sdecontrol.report.files import writable_folder
+    from sdecontrol.report.atomic import writable_folder
     from sdecontrol.report.run import Run
 
     known = [claim.id for claim in claims()]
@@ -122,7 +129,12 @@ def _prepare(
     subjects = [resolve(name) for name in problems]
     if data is not None:
         subjects += _fitted(data, components, rank)
-    return Run(ids or known, subjects or [entry.subject() for entry in BUILTIN.values()], seed, quick)
+    subjects = subjects or [entry.subject() for entry in BUILTIN.values()]
+    names = [subject.problem.name for subject in subjects]
+    if len(set(names)) < len(names):
+        raise BadInput(f"saw the problems {', '.join(names)}; wanted different names. Name them, or give each once.")
+    fits = {subject.problem.name: str(subject.fit) for subject in subjects if subject.fit is not None}
+    return Run(ids or known, names, seed, quick, fits), subjects
 
 
 def _fitted(source: str, components: int | None, rank: int | None) -> list[Subject]:
@@ -136,67 +148,57 @@ def _fitted(source: str, components: int | None, rank: int | None) -> list[Subje
     return [subject for k in families for subject in subjects(data, k, rank)]
 
 
-def _execute(run: Run, out: Path | None, as_json: bool) -> None:
-    """Run with a progress bar on standard error and rows on standard output; what is done is always written."""
-    import torch
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
+def _execute(run: Run, subjects: list[Subject], out: Path | None, as_json: bool) -> None:
+    """Rows on standard output, progress on standard error; what is done is written however the run ends."""
     from sdecontrol.report import files, terminal
 
-    torch.set_num_threads(1)
-    console = Console(quiet=as_json)
-    for fit in dict.fromkeys(str(subject.fit) for subject in run.subjects if subject.fit is not None):
-        console.print(fit, highlight=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    console = terminal.console(quiet=as_json)
+    for fit in dict.fromkeys(run.fits.values()):
+        console.print(fit, soft_wrap=True)
     try:
-        with bar:
+        with _progress() as bar:
             task = bar.add_task("verifying", total=run.size)
-            for report in run.execute():
+            for report in run.execute(subject.problem for subject in subjects):
                 bar.update(task, advance=1, description=f"{report.claim} on {report.problem}")
                 terminal.show_report(console, report, every_row=run.size <= EVERY_ROW_UP_TO)
         if out is not None:
-            _figures(run, out)
+            _draw(run, subjects, out)
     except KeyboardInterrupt:
         run.notes.append(f"Stopped from the keyboard after {len(run.reports)} of {run.size}.")
     finally:
         if out is not None:
-            _write(run, out)
+            files.save_run(run, out)
     terminal.show_summary(console, run)
     if out is not None:
-        console.print(f"report: {out / 'report.md'}", highlight=False, soft_wrap=True)
+        console.print(f"report: {out / 'report.md'}", soft_wrap=True)
     if as_json:
         sys.stdout.write(files.to_json(run.to_dict()))
 
 
-def _figures(run: Run, out: Path) -> None:
+def _progress() -> Progress:
+    """A bar with the time left, on standard error and only where that is a terminal."""
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def _draw(run: Run, subjects: list[Subject], out: Path) -> None:
     from sdecontrol.report import figures
 
-    for subject in run.subjects:
+    for subject in subjects:
         try:
             run.figures += figures.draw(subject, out, run.seed)
         except NoClosedForm as reason:
             run.notes.append(f"No figure of {subject.problem.name}: {reason}")
-
-
-def _write(run: Run, out: Path) -> None:
-    from sdecontrol.report import files, markdown
-
-    files.write(out / "report.json", files.to_json(run.to_dict()))
-    files.write(out / "report.md", markdown.render(run))
 
 
 def main() -> None:

@@ -47,6 +47,9 @@ class Control(ABC):
 
     __rmul__ = __mul__
 
+    def __sub__(self, other: Any) -> Control:
+        return self + require_control(other) * -1.0
+
     def __neg__(self) -> Control:
         return self * -1.0
 

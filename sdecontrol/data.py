@@ -18,6 +18,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from sdecontrol.errors import BadInput, check
 from sdecontrol.laws import Gaussian, GaussianMixture, Subspace
@@ -147,7 +148,8 @@ def _latent_law(u: np.ndarray, components: int) -> Gaussian | GaussianMixture:
     model = _scikit_learn("sklearn.mixture").GaussianMixture(
         components, reg_covar=RIDGE * float(u.var(axis=0).mean()), random_state=0, max_iter=500
     )
-    model.fit(u)
+    with threadpool_limits(1):  # fifty times faster than two threads on two busy cores, and the same bits everywhere
+        model.fit(u)
     return GaussianMixture(_tensor(model.weights_), _tensor(model.means_), _tensor(model.covariances_))
 
 

@@ -29,17 +29,25 @@ class NoClosedForm(SDEControlError, NotImplementedError):
 
 
 class NoTilt(BadInput):
-    """The tilted law does not exist: E exp(reward / temperature) is infinite.
+    """The tilted law does not exist: E exp(reward / temperature) is infinite, or no maximiser of an f-problem exists.
 
     For a quadratic reward with curvature K and an output covariance S the tilt exists iff
-    I + S^{1/2} K S^{1/2} / temperature is positive; `eigenvalue` is its smallest eigenvalue and
-    `largest_curvature` the largest -lambda_min(S^{1/2} K S^{1/2}) that is admissible (the temperature).
+    I + S^{1/2} K S^{1/2} / temperature is positive; `eigenvalue` is its smallest eigenvalue and `largest_curvature` the
+    upward curvature -lambda_min(cK) at which the tilt of a multiple cK ceases to exist (temperature/S in one dimension).
+    For an f-divergence `smallest_temperature` is the one below which no maximiser exists (infinite when none helps).
     """
 
-    def __init__(self, message: str, eigenvalue: float | None = None, largest_curvature: float | None = None):
+    def __init__(
+        self,
+        message: str,
+        eigenvalue: float | None = None,
+        largest_curvature: float | None = None,
+        smallest_temperature: float | None = None,
+    ):
         super().__init__(message)
         self.eigenvalue = eigenvalue
         self.largest_curvature = largest_curvature
+        self.smallest_temperature = smallest_temperature
 
 
 class ValueBlowUp(SDEControlError, ArithmeticError):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdecontrol.errors import NoClosedForm, NotDefined, check
 from sdecontrol.estimate import Estimate
-from sdecontrol.laws import Law
+from sdecontrol.laws import Law, kl
 from sdecontrol.path import Path
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.integrate import solve_ivp
+from scipy.optimize import brentq
 
 from sdecontrol.errors import NoClosedForm, NotDefined
 from sdecontrol.exact.pushforward import gaussian_parameters
@@ -52,15 +53,24 @@ class _Riccati:
         (value,), explosion = self._integrate([self.reward])
         return value, explosion
 
-    def novikov(self, factor: float = 1.0) -> tuple[float, float | None]:
-        """log E exp(1/2 int |u*|^2) for factor * reward, and the time of an explosion; +inf at time 0 for an infinite
-        average over the initial law alone."""
+    def novikov(self, factor: float = 1.0) -> tuple[LogQuadratic, float | None]:
+        """y -> log E[exp(1/2 int |u*|^2) | Y_0 = y] for factor * reward, or the time at which it explodes."""
         start = [self.reward * factor, LogQuadratic.zero(len(self.reward.linear))]
         (_, exponential), explosion = self._integrate(start)
+        return exponential, explosion
+
+    def margin(self, factor: float) -> float:
+        """Positive iff Novikov's condition holds for factor * reward, and continuous in the factor for a start with spread.
+
+        (1 - L)/(1 + L), L the largest eigenvalue of S^1/2 P S^1/2 for exp(y'Py/2) averaged over covariance S; below -1
+        after an explosion at an inner time.
+        """
+        exponential, explosion = self.novikov(factor)
         if explosion is not None:
-            return math.inf, explosion
-        log_moment = self.average(exponential)
-        return log_moment, None if math.isfinite(log_moment) else 0.0
+            return -1 - explosion / self.process.horizon
+        root = covariance_root(self.initial[1])
+        largest = -float(torch.linalg.eigvalsh(root.mT @ exponential.curvature @ root)[0])
+        return (1 - largest) / (1 + largest)
 
     def average(self, f: LogQuadratic) -> float:
         """log E_{p_noise} exp f, +inf where it does not exist."""
@@ -92,9 +102,8 @@ class _Riccati:
         out = solve_ivp(slopes, (self.process.horizon, 0.0), y0, method="DOP853", rtol=1e-11, atol=1e-12, events=event)
         if not out.success:
             raise NotDefined(f"the Riccati equation could not be integrated: {out.message}")
-        poles = [
-            t - 1 / (self.process.amplitude(t) ** 2 * ceiling) for t in out.t_events[0]
-        ]  # kappa ~ -1/(g2 (t - pole))
+        # near its pole kappa ~ -1/(g2 (t - pole)), so the pole lies 1/(g2 ceiling) before the event
+        poles = [t - 1 / (self.process.amplitude(t) ** 2 * ceiling) for t in out.t_events[0]]
         parts = [self._unpack(part) for part in np.split(out.y[:, -1], len(start))]
         found = [LogQuadratic(symmetric(torch.tensor(k)), torch.tensor(g), float(c)) for k, g, c in parts]
         return found, float(poles[0]) if poles else None
@@ -134,11 +143,16 @@ class NovikovDiagnostic:
     def threshold(self) -> float:
         """The factor of the reward at which Novikov's condition first fails: > 1 iff it holds for the problem itself.
 
-        Found by doubling and bisection to a relative 1e-9; inf when it holds up to a factor 1e6. The condition is
+        Found by doubling and Brent's method to a relative 1e-10; inf when it holds up to a factor 1e6. The condition is
         monotone in the factor in one dimension and for commuting matrices; otherwise this is one factor at which it
         changes.
         """
-        return _threshold(self._riccati)
+        low, high = 0.0, 1.0
+        while self._riccati.margin(high) > 0:
+            low, high = high, 2 * high
+            if high > _LARGEST_FACTOR:
+                return math.inf
+        return float(brentq(self._riccati.margin, low, high, xtol=1e-10 * high))
 
 
 def novikov(problem: Any) -> NovikovDiagnostic:
@@ -148,14 +162,16 @@ def novikov(problem: Any) -> NovikovDiagnostic:
     """
     riccati = _Riccati(problem)
     value, explosion = riccati.value()
-    log_moment, novikov_explosion = riccati.novikov()
+    exponential, novikov_explosion = riccati.novikov()
+    log_moment = math.inf if novikov_explosion is not None else riccati.average(exponential)
+    holds = math.isfinite(log_moment)
+    explosion_time = None if holds else novikov_explosion or 0.0
     exists, defect, size = False, math.inf, 1.0
     if explosion is None:
         exists = math.isfinite(riccati.average(value))
         defect = _martingale_defect(riccati, value)
         size += float(value.curvature.abs().max() + value.linear.abs().max()) + abs(value.constant)
-    holds = novikov_explosion is None
-    return NovikovDiagnostic(exists, holds, log_moment, novikov_explosion, defect <= 1e-8 * size, defect, riccati)
+    return NovikovDiagnostic(exists, holds, log_moment, explosion_time, defect <= 1e-8 * size, defect, riccati)
 
 
 def _martingale_defect(riccati: _Riccati, value: LogQuadratic) -> float:
@@ -168,15 +184,3 @@ def _martingale_defect(riccati: _Riccati, value: LogQuadratic) -> float:
         return math.inf
     difference = value + direct * -1.0
     return float(max(difference.curvature.abs().max(), difference.linear.abs().max(), abs(difference.constant)))
-
-
-def _threshold(riccati: _Riccati) -> float:
-    low, high = 0.0, 1.0
-    while math.isfinite(riccati.novikov(high)[0]):
-        low, high = high, 2 * high
-        if high > _LARGEST_FACTOR:
-            return math.inf
-    while high - low > 1e-9 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if math.isfinite(riccati.novikov(middle)[0]) else (low, middle)
-    return (low + high) / 2

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from sdecontrol.controls import as_control
-from sdecontrol.errors import InfiniteKL, NotDefined
+from sdecontrol.errors import InfiniteKL, NoClosedForm, NotDefined
 from sdecontrol.estimate import Estimate
+from sdecontrol.laws import Law, kl
 from sdecontrol.step import StepView
 from sdecontrol.time import ResolvedGrid
 
 if TYPE_CHECKING:
     from sdecontrol.kernels import Transition
-    from sdecontrol.laws import Law
     from sdecontrol.processes import Process
 
 
@@ -105,9 +105,6 @@ class Path:
             raise NotDefined("the paths started from given states, not from a law; pass initial=<law> to have a KL")
         if self.initial_law is self.reference_initial:
             return Estimate.exact(0.0, "same initial law")
-        from sdecontrol.errors import NoClosedForm
-        from sdecontrol.laws import kl
-
         try:
             return Estimate.exact(kl(self.initial_law, self.reference_initial))
         except NoClosedForm:

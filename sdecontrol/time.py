@@ -1,7 +1,7 @@
 """Time grids: the one owner of generation time t, increasing from 0 = noise to horizon = data.
 
-A `TimeGrid` is a recipe; `resolve(process)` turns it into numbers. Every time is a function of a fraction k/K,
-evaluated one number at a time: nothing accumulates t += dt, and a refined grid contains its parent bit for bit.
+A `TimeGrid` is a recipe; `resolve(process)` turns it into numbers. Each time is a function of a fraction k/K,
+evaluated one number at a time: nothing accumulates t += dt, and a refined grid has its parent's bits.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class TimeGrid(ABC):
     def geometric(steps: int, s_min: float = 1e-3, close: bool = True) -> GeometricGrid:
         """s_k = horizon s_min^{k/K}, k = 0..K: log s is uniform. Then, if `close`, one step to s = 0.
 
-        `s_min` is a fraction of the horizon, in (0, 1). K = steps - 1 if `close`, else `steps`; one closed step
-        goes from s = horizon straight to 0.
+        `s_min` is a fraction of the horizon, in (0, 1). K = steps - 1 if `close`, else `steps`; one closed
+        step goes from s = horizon straight to 0.
         """
         return GeometricGrid(_count("steps", steps) - close, _fraction(s_min), bool(close))
 
@@ -104,7 +104,7 @@ class TimeGrid(ABC):
     def refine(self, factor: int) -> TimeGrid:
         """Each interval in `factor` equal parts of the grid's own coordinate; the closing step stays whole.
 
-        The coordinate is t for uniform and explicit grids, log s for geometric ones, log SNR for log-SNR grids.
+        The coordinate is t for uniform and explicit grids, log s or log SNR for those named after them.
         Accuracy: the coarse times are among the fine ones, bit for bit; refine(a).refine(b) = refine(a b).
         """
 
@@ -116,11 +116,11 @@ class TimeGrid(ABC):
         """The times and noise levels of this grid for `process`.
 
         A grid from t = 0 starts at exactly 0.0; a closed one ends at exactly `process.horizon`.
-        Raises: BadInput when an explicit time lies beyond the horizon, or when neighbouring times are one and the
-        same float64 number; NotDefined for a log-SNR grid and a process without a schedule.
+        Raises: BadInput when an explicit time lies beyond the horizon, or two times are one float64 number;
+        NotDefined for a log-SNR grid and a process without a schedule.
         """
         times = self._times(process)
-        check(all(a < b for a, b in zip(times, times[1:], strict=False)), f"{self}: times that coincide in float64",
+        check(all(a < b for a, b in zip(times, times[1:], strict=False)), f"{self}: times equal in float64",
               "strictly increasing times", "Use fewer steps or a larger s_min.")
         levels = [process.noise_level(t) for t in times]
         return ResolvedGrid(np.array(times, dtype=np.float64), np.array(levels, dtype=np.float64))

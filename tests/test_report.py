@@ -9,27 +9,27 @@ from pathlib import Path
 import pytest
 
 from sdecontrol.errors import BadInput
-from sdecontrol.report import files
+from sdecontrol.report import atomic, files
 
 
 def test_write_replaces_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
     target = tmp_path / "report.md"
-    files.write(target, "old")
-    files.write(target, "new α")
+    atomic.write(target, "old")
+    atomic.write(target, "new α")
     assert target.read_text() == "new α"
     assert [p.name for p in tmp_path.iterdir()] == ["report.md"]
 
 
 def test_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "report.md"
-    files.write(target, "old")
+    atomic.write(target, "old")
 
     def full_disk(handle: int) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
-        files.write(target, "new")
+        atomic.write(target, "new")
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["report.md"]
 
@@ -40,11 +40,11 @@ def test_json_is_strict() -> None:
 
 
 def test_output_folder_is_checked(tmp_path: Path) -> None:
-    assert files.writable_folder(tmp_path / "a" / "b").is_dir()
+    assert atomic.writable_folder(tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="cannot be written to"):
-        files.writable_folder(tmp_path / "file")
+        atomic.writable_folder(tmp_path / "file")
     with pytest.raises(BadInput, match="cannot be written to"):
-        files.writable_folder(tmp_path / "file" / "below")
+        atomic.writable_folder(tmp_path / "file" / "below")
     with pytest.raises(BadInput, match="cannot be written to"):
-        files.writable_folder(Path("/proc/nowhere"))
+        atomic.writable_folder(Path("/proc/nowhere"))

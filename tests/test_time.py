@@ -34,7 +34,8 @@ class Noising(Clock):
 SCHEDULES = [VP(), SubVP(0.2, 5.0, 3.0), VE(0.02, 9.0, 2.0), Cosine(), Tabulated.stable_diffusion(7.0)]
 horizons = st.floats(1e-3, 1e3)
 explicit_times = st.lists(st.integers(0, 400), min_size=2, max_size=9, unique=True).map(
-    lambda ks: [k / 400 for k in sorted(ks)])
+    lambda ks: [k / 400 for k in sorted(ks)]
+)
 recipes = st.one_of(
     st.builds(TimeGrid.uniform, st.integers(1, 60)),
     st.builds(TimeGrid.geometric, st.integers(1, 60), st.floats(1e-6, 0.9), st.booleans()),
@@ -99,14 +100,20 @@ def test_log_snr_is_uniform_on_its_grid(schedule, close):
     levels = resolved.noise_levels[:-1] if close else resolved.noise_levels
     log_snr = [2 * math.log(schedule.alpha(float(s)) / schedule.sigma(float(s))) for s in levels]
     np.testing.assert_allclose(np.diff(log_snr), (log_snr[-1] - log_snr[0]) / (len(levels) - 1), rtol=1e-9)
-    assert resolved.steps == 50 and resolved.times[0] == 0.0 and (resolved.times[-1] == schedule.horizon) == close
+    assert (
+        resolved.steps == 50
+        and resolved.times[0] == 0.0
+        and (resolved.times[-1] == schedule.horizon) == close
+    )
     assert levels[-1] == pytest.approx(0.002 * schedule.horizon, rel=1e-12)
 
 
 def test_explicit_times_are_kept_and_split_in_time():
     grid = TimeGrid.explicit(x for x in (0.1, 0.2, 0.7))
     assert grid.resolve(Clock(1.0)).times.tolist() == [0.1, 0.2, 0.7]
-    np.testing.assert_allclose(grid.refine(2).resolve(Clock(1.0)).times, [0.1, 0.15, 0.2, 0.45, 0.7], rtol=1e-15)
+    np.testing.assert_allclose(
+        grid.refine(2).resolve(Clock(1.0)).times, [0.1, 0.15, 0.2, 0.45, 0.7], rtol=1e-15
+    )
     end = TimeGrid.explicit(np.array([0.0, 0.3, 0.3 * (1 + 1e-13)])[[0, 2]]).resolve(Clock(0.3))
     assert end.times[-1] == 0.3  # rounding beyond the horizon means the horizon
     with pytest.raises(BadInput, match="horizon"):
@@ -119,8 +126,12 @@ def test_one_closed_step_goes_from_noise_to_data():
 
 
 def test_recipes_are_values():
-    assert TimeGrid.uniform(5) == TimeGrid.uniform(5) and hash(TimeGrid.geometric(4)) == hash(TimeGrid.geometric(4))
-    assert TimeGrid.geometric(4) != TimeGrid.log_snr(4) and TimeGrid.geometric(4) != TimeGrid.geometric(4, close=False)
+    assert TimeGrid.uniform(5) == TimeGrid.uniform(5) and hash(TimeGrid.geometric(4)) == hash(
+        TimeGrid.geometric(4)
+    )
+    assert TimeGrid.geometric(4) != TimeGrid.log_snr(4) and TimeGrid.geometric(4) != TimeGrid.geometric(
+        4, close=False
+    )
 
 
 def test_log_snr_needs_a_schedule():
@@ -128,15 +139,28 @@ def test_log_snr_needs_a_schedule():
         TimeGrid.log_snr(10).resolve(Clock(1.0))
 
 
-@pytest.mark.parametrize("make", [
-    lambda: TimeGrid.uniform(0), lambda: TimeGrid.uniform(2.5), lambda: TimeGrid.uniform(True),
-    lambda: TimeGrid.geometric(-3), lambda: TimeGrid.geometric(5, s_min=0.0), lambda: TimeGrid.geometric(5, s_min=1.0),
-    lambda: TimeGrid.log_snr(5, s_min=math.nan), lambda: TimeGrid.log_snr(5, s_min="1e-3"),
-    lambda: TimeGrid.explicit([0.5]), lambda: TimeGrid.explicit([0.5, 0.5]), lambda: TimeGrid.explicit([0.5, 0.1]),
-    lambda: TimeGrid.explicit([-0.1, 0.5]), lambda: TimeGrid.explicit([0.0, math.nan]), lambda: TimeGrid.explicit([[0, 1]]),
-    lambda: TimeGrid.uniform(3).refine(0), lambda: TimeGrid.explicit([0, 1]).refine(1.5),
-    lambda: TimeGrid.geometric(5, s_min=1e-18).resolve(Clock(1.0)),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TimeGrid.uniform(0),
+        lambda: TimeGrid.uniform(2.5),
+        lambda: TimeGrid.uniform(True),
+        lambda: TimeGrid.geometric(-3),
+        lambda: TimeGrid.geometric(5, s_min=0.0),
+        lambda: TimeGrid.geometric(5, s_min=1.0),
+        lambda: TimeGrid.log_snr(5, s_min=math.nan),
+        lambda: TimeGrid.log_snr(5, s_min="1e-3"),
+        lambda: TimeGrid.explicit([0.5]),
+        lambda: TimeGrid.explicit([0.5, 0.5]),
+        lambda: TimeGrid.explicit([0.5, 0.1]),
+        lambda: TimeGrid.explicit([-0.1, 0.5]),
+        lambda: TimeGrid.explicit([0.0, math.nan]),
+        lambda: TimeGrid.explicit([[0, 1]]),
+        lambda: TimeGrid.uniform(3).refine(0),
+        lambda: TimeGrid.explicit([0, 1]).refine(1.5),
+        lambda: TimeGrid.geometric(5, s_min=1e-18).resolve(Clock(1.0)),
+    ],
+)
 def test_bad_grids_are_refused(make):
     with pytest.raises(BadInput, match="wanted"):
         make()

@@ -1,127 +1,74 @@
-"""Exact answers about the continuous problem: what `problem.exact` returns, and how its class is chosen.
-
-    maximise E r(Y_T) - temperature KL(Q^{u,nu} || Q):   value v, control u*, the tilted path law Q* and its marginals.
-
-Everything is in generation time t (0 = noise, horizon = data) and float64. Each attribute is a closed form or a
-quadrature with its error stated, and raises NoClosedForm with the reason where there is none.
-"""
+"""Which exact answers a problem has: the families of problems with closed forms, and the choice among them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from sdecontrol.controls import Control
-from sdecontrol.errors import NoClosedForm, check
-from sdecontrol.laws import Law
+from sdecontrol.errors import NoClosedForm
+from sdecontrol.exact.continuum_base import ContinuumExact
+from sdecontrol.exact.continuum_flow import components, flow_from
+from sdecontrol.exact.continuum_riccati import affine_quadratic
+from sdecontrol.exact.continuum_score import GaussianScore, MixtureScore, ScoreExact
+from sdecontrol.exact.continuum_started import StartedQuadratic, StartedStep
+from sdecontrol.exact.continuum_step import StepScore
+from sdecontrol.exact.continuum_subspace import SubspaceScore, latent_start
+from sdecontrol.laws import Gaussian, GaussianMixture, Isotropic, Law, Subspace
+from sdecontrol.processes import ReverseProcess
+from sdecontrol.rewards import Quadratic, Step
+from sdecontrol.schedules import Schedule
 
 if TYPE_CHECKING:
     from sdecontrol.problems.base import Problem
 
-
-class ContinuumExact:
-    """The optimum of one problem: the tilt dQ*/dQ = e^{r(Y_T)/temperature} / C of the reference path law Q.
-
-    This base knows nothing: every attribute raises NoClosedForm with `reason`. A subclass overrides what it knows.
-    Source: Tang 2403.06279, Lemma 3.1, Props. 3.4-3.6.
-    """
-
-    def __init__(self, horizon: float, temperature: float, reason: str):
-        self.horizon, self.temperature, self.reason = horizon, temperature, reason
-
-    def _no(self, what: str) -> NoClosedForm:
-        return NoClosedForm(f"{what} has no closed form here: {self.reason}")
-
-    def check_existence(self) -> None:
-        """Raise ValueBlowUp or NoTilt where the optimum is known not to exist; silent where nothing closed says so."""
-
-    def value(self, t: float, x: Tensor) -> Tensor:
-        """v(t, x) = temperature log E_Q[e^{r(Y_T)/temperature} | Y_t = x]: (n, d) -> (n,)."""
-        raise self._no("the value")
-
-    @property
-    def control(self) -> Control:
-        """u*(t, x) = amplitude(t) grad v(t, x) / temperature as a Control; also control(t, x): (n, d) -> (n, d)."""
-        raise self._no("the optimal control")
-
-    @property
-    def log_normalizer(self) -> float:
-        """log C = log E_{p_pre} e^{r/temperature} (with a running reward: of the whole path)."""
-        raise self._no("log C")
-
-    @property
-    def optimum(self) -> float:
-        """The best objective over controls and initial laws: temperature log C."""
-        return self.temperature * self.log_normalizer
-
-    @property
-    def path_kl(self) -> float:
-        """KL(Q* || Q) = KL(p_ft || p_pre) = kl_initial + energy."""
-        raise self._no("KL(Q* || Q)")
-
-    @property
-    def kl_initial(self) -> float:
-        """KL(nu* || p_noise)."""
-        raise self._no("KL(nu* || p_noise)")
-
-    @property
-    def energy(self) -> float:
-        """E_{Q*} int |u*|^2 dt / 2."""
-        return self.path_kl - self.kl_initial
-
-    def marginal(self, t: float) -> Law:
-        """Q*_t, the law of Y_t under the optimum."""
-        raise self._no("the law of Y_t under the optimum")
-
-    @property
-    def initial(self) -> Law:
-        """nu* = e^{v(0, .)/temperature} p_noise / C."""
-        return self.marginal(0.0)
-
-    @property
-    def terminal(self) -> Law:
-        """p_ft, the law of Y_T under the optimum; without a running reward e^{r/temperature} p_pre / C."""
-        return self.marginal(self.horizon)
-
-    @property
-    def reference(self) -> Law:
-        """p_pre, the law of Y_T without control: the actual output, not the data law."""
-        raise self._no("the output law p_pre")
-
-    @property
-    def untilted_terminal(self) -> Law:
-        """The law of Y_T under u* when the initial law p_noise is kept: in general not p_ft."""
-        raise self._no("the law of Y_T under u* from p_noise")
-
-    @property
-    def objective_untilted(self) -> float:
-        """The best objective when the initial law p_noise is kept: E_{p_noise} v(0, .) <= optimum."""
-        raise self._no("E v(0, .) under p_noise")
-
-    def _check_time(self, t: float) -> float:
-        check(0 <= t <= self.horizon, f"t = {t}", f"a generation time in [0, {self.horizon:g}], 0 = noise")
-        return float(t)
+_REASON = "the laws of Y_t are closed for Gaussian and point starts, and for the noised data law (initial=\"marginal\")"
 
 
-Builder = Callable[["Problem"], ContinuumExact]
+def exact_score(problem: Problem) -> ContinuumExact:
+    """The exact score of a Gaussian, a mixture, or either on a subspace, with a quadratic or a step reward."""
+    process, reward = problem.process, problem.reward
+    if not isinstance(process, ReverseProcess) or not process.has_exact_score:
+        raise NoClosedForm("the process is not the reverse diffusion of an exact score")
+    if not isinstance(reward, (Quadratic, Step)):
+        raise NoClosedForm("the reward is not Quadratic or Step, whose Gaussian exponential moments are closed")
+    if problem.running_reward is not None:
+        raise NoClosedForm("with a running reward the value is not a function of the posterior of Y_T alone")
+    law, schedule = process.data_law, process.schedule
+    start = None if process.initial == "marginal" else process.initial_law()
+    if not isinstance(law, Subspace):
+        return _on_space(law, schedule, reward, problem.temperature, start)
+    inner = None if start is None else latent_start(law.frame, start, schedule.alpha(schedule.horizon))
+    restricted = reward.restrict(law.basis, law.offset)
+    return SubspaceScore(law, _on_space(law.latent, schedule, restricted, problem.temperature, inner), start)
 
 
-def _builders() -> tuple[Builder, ...]:
-    """Each knows one family of problems and raises NoClosedForm, with the reason, for all others; first wins."""
-    from sdecontrol.exact.continuum_riccati import affine_quadratic
-    from sdecontrol.exact.continuum_score import exact_score
+def _on_space(law: Law, schedule: Schedule, reward: Quadratic | Step, temperature: float, start: Law | None) -> ScoreExact:
+    """The family on all of R^d, by the data law, the start (None: the noised data law) and the reward."""
+    law = law.as_gaussian() if isinstance(law, Isotropic) else law
+    start = start.as_gaussian() if isinstance(start, Isotropic) else start
+    if not isinstance(law, (Gaussian, GaussianMixture)):
+        raise NoClosedForm(f"the data law is a {type(law).__name__}, not a Gaussian, a mixture or one of them on a subspace")
+    flow = flow_from(law, schedule, start)
+    gaussian_start = start if flow is None and isinstance(start, Gaussian) else None
+    if isinstance(reward, Quadratic):
+        if gaussian_start is not None:
+            return StartedQuadratic(law, schedule, reward, temperature, gaussian_start)
+        family = GaussianScore if len(components(law)) == 1 else MixtureScore
+        return family(law, schedule, reward, temperature, flow, _REASON)
+    if gaussian_start is not None:
+        return StartedStep(law, schedule, reward, temperature, gaussian_start)
+    return StepScore(law, schedule, reward, temperature, flow, _REASON)
 
-    return exact_score, affine_quadratic
+
+FAMILIES: tuple[Callable[[Problem], ContinuumExact], ...] = (exact_score, affine_quadratic)
 
 
 def continuum(problem: Problem) -> ContinuumExact:
-    """The exact answers of a problem, by the first family that contains it."""
+    """The exact answers of a problem, by the first family that contains it; each refuses with its reason."""
     reasons = []
-    for build in _builders():
+    for family in FAMILIES:
         try:
-            return build(problem)
+            return family(problem)
         except NoClosedForm as error:
             reasons.append(str(error))
     return ContinuumExact(problem.process.horizon, problem.temperature, "; and ".join(reasons))

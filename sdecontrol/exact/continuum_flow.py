@@ -69,7 +69,7 @@ class Started(Flow):
         posterior = noised.posterior(self.schedule.ratio(end, s), self.schedule.transition_variance(end, s))
         return [
             gaussian_law(offset + gain @ self.mean, symmetric(covariance + gain @ self.covariance @ gain.mT))
-            for offset, gain, covariance in zip(posterior.offsets, posterior.gains, posterior.covariances, strict=True)
+            for offset, gain, covariance in zip(posterior.offsets, posterior.gains, posterior.covariances)
         ]
 
 
@@ -93,9 +93,9 @@ def log_weights(law: DataLaw) -> Tensor:
 
 def mixture(log_weights: Tensor, laws: list[Law]) -> Law:
     """sum_i weight_i law_i of Gaussian laws; weights that underflow are dropped, a single or a repeated law is itself."""
-    kept = [(w, law) for w, law in zip(log_weights.softmax(0), laws, strict=True) if w > 0]
+    kept = [(w, law) for w, law in zip(log_weights.softmax(0), laws) if w > 0]
     if all(law is kept[0][1] for _, law in kept):
         return kept[0][1]
-    weights, chosen = zip(*kept, strict=True)
-    means, covariances = (torch.stack(column) for column in zip(*((law.mean, law.covariance) for law in chosen), strict=True))
+    weights, chosen = zip(*kept)
+    means, covariances = (torch.stack(column) for column in zip(*((law.mean, law.covariance) for law in chosen)))
     return GaussianMixture(torch.stack(weights), means, covariances)

@@ -8,6 +8,7 @@ E_i is the expectation of e^{r/temperature} under the latter; for a quadratic re
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,6 +43,15 @@ class Component:
         """log E(y) as a quadratic in y - a mu. Raises NotPositive where E is infinite."""
         f, gain = self.reward, self.gain(a, h)
         return f.expected(f.noise_law(self.noise(a, h))).compose(gain, torch.zeros_like(f.linear))
+
+    def tilted_mean_reward(self, a: float, h: float) -> LogQuadratic:
+        """E f under N(m, P) e^f / E, m = J (y - a mu), as a quadratic in y - a mu: the law is N(Q (m + P gamma), Q P)."""
+        f, noise = self.reward, self.noise(a, h)
+        factor = torch.eye(len(f.linear), dtype=torch.float64) + noise @ noise.mT @ f.curvature
+        spread = noise @ f.noise_law(noise).root
+        matrix = torch.linalg.solve(factor, self.gain(a, h))
+        mean = f.compose(matrix, torch.linalg.solve(factor, noise @ (noise.mT @ f.linear)))
+        return replace(mean, constant=mean.constant - float((f.curvature * (spread @ spread.mT)).sum()) / 2)
 
     def lowest(self, a: float, h: float) -> float:
         """Smallest eigenvalue of I + P^{1/2} K P^{1/2} / temperature: E is finite iff it is positive."""
@@ -83,8 +93,8 @@ class AffineLevel(Level):
     """A Gaussian data law and a quadratic reward: one quadratic in x - centre, its gradient affine."""
 
     def __init__(self, growth: LogQuadratic, centre: Tensor):
-        self.growth, self.centre = growth, centre
-        self.slope = growth.linear + growth.curvature @ centre
+        self.growth, self.curvature = growth, growth.curvature
+        self.slope = growth.linear + growth.curvature @ centre  # the gradient at 0
         self._terms = Coefficients(lambda: (centre, growth.curvature, growth.linear))
 
     def log_growth(self, x: Tensor) -> Tensor:

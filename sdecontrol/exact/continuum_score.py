@@ -18,11 +18,11 @@ from torch import Tensor
 
 from sdecontrol.controls import AffineControl, Control, StateControl
 from sdecontrol.errors import NoClosedForm, NoTilt, ValueBlowUp
-from sdecontrol.exact.continuum import ContinuumExact
+from sdecontrol.exact.continuum_base import ContinuumExact
 from sdecontrol.exact.continuum_flow import DataLaw, Flow, components, log_weights, mixture
 from sdecontrol.exact.continuum_level import AffineLevel, Component, Level, QuadraticLevel, about
 from sdecontrol.exact.pushforward import gaussian_law
-from sdecontrol.exact.quadratic import LogQuadratic, symmetric
+from sdecontrol.exact.quadratic import LogQuadratic, covariance_root, symmetric
 from sdecontrol.laws import Dirac, Law
 from sdecontrol.rewards import Quadratic, Reward
 from sdecontrol.schedules import Schedule
@@ -52,6 +52,10 @@ class ScoreExact(ContinuumExact):
         super().__init__(schedule.horizon, temperature, reason)
         self.law, self.schedule, self.reward, self._flow = law, schedule, reward, flow
         self._levels: OrderedDict[float, Level] = OrderedDict()
+
+    @property
+    def dim(self) -> int:
+        return self.law.dim
 
     @property
     def flow(self) -> Flow:
@@ -100,6 +104,13 @@ class ScoreExact(ContinuumExact):
     def reference(self) -> Law:
         return self.flow.reference(0.0)
 
+    @property
+    def untilted_terminal(self) -> Law:
+        """From a point there is nothing to tilt: p_ft itself."""
+        if self._flow is not None and isinstance(self._flow.start, Dirac):
+            return self.terminal
+        raise NoClosedForm("the law of Y_T under u* from p_noise is closed for Gaussian data with a quadratic reward")
+
 
 class QuadraticScore(ScoreExact):
     """A quadratic reward: p_ft and every Q*_t are mixtures of as many Gaussians as the data law."""
@@ -133,7 +144,7 @@ class QuadraticScore(ScoreExact):
 
     def marginal(self, t: float) -> Law:
         s = self._noise_level(t)
-        tilted = [law.tilt(growth, 1.0) for law, growth in zip(self.flow.at(s), self.growth(s), strict=True)]
+        tilted = [law.tilt(growth, 1.0) for law, growth in zip(self.flow.at(s), self.growth(s))]
         return mixture(self.log_masses, tilted)
 
     @cached_property
@@ -165,19 +176,23 @@ class GaussianScore(QuadraticScore):
         return -amplitude * level.curvature, amplitude * level.slope
 
     @cached_property
-    def _first_growth(self) -> LogQuadratic:
+    def first_growth(self) -> LogQuadratic:
         """v(0, .) / temperature."""
         return LogQuadratic.of(self.growth(self.horizon)[0])
 
     @cached_property
+    def path_kl(self) -> float:
+        """KL(p_ft || p_pre)."""
+        return tilt_kl(LogQuadratic.of(self.quadratic, 1 / self.temperature), self.reference)
+
+    @cached_property
     def kl_initial(self) -> float:
-        nu = self.initial
-        return self._first_growth.mean(nu.mean, nu.covariance) - self.log_normalizer
+        return tilt_kl(self.first_growth, self.flow.start)
 
     @cached_property
     def objective_untilted(self) -> float:
         start = self.flow.start
-        return self.temperature * self._first_growth.mean(start.mean, start.covariance)
+        return self.temperature * self.first_growth.mean(start.mean, start.covariance)
 
     @cached_property
     def untilted_terminal(self) -> Law:
@@ -188,9 +203,20 @@ class GaussianScore(QuadraticScore):
         tilt = component.reward.noise_law(noise)
         response, spread = noise @ tilt.response, noise @ tilt.root
         eye = torch.eye(len(mu), dtype=torch.float64)
-        matrix = (eye - response @ component.reward.curvature) @ component.gain(a, h)
+        matrix = torch.linalg.solve(eye + noise @ noise.mT @ component.reward.curvature, component.gain(a, h))
         mean = mu + response @ component.reward.linear + matrix @ (start.mean - a * mu)
         return gaussian_law(mean, symmetric(spread @ spread.mT + matrix @ start.covariance @ matrix.mT))
+
+
+def tilt_kl(f: LogQuadratic, law: Law) -> float:
+    """KL(p e^f / E_p e^f || p) for p Gaussian or a point, free of cancellation: |w|^2/2 + KL(N(0, H^-1) || N(0, I)),
+
+    the shift and the spread of z in x = mean + root z, z ~ N(0, I) under p.
+    """
+    root = covariance_root(law.covariance)
+    tilted = f.noise_law(root)
+    shift = tilted.response @ (f.linear - f.curvature @ law.mean)
+    return float(shift @ shift) / 2 + tilted.variance_kl
 
 
 class MixtureScore(QuadraticScore):
@@ -211,9 +237,3 @@ class MixtureScore(QuadraticScore):
         from sdecontrol.exact.continuum_quadrature import mean_under
 
         return self.temperature * mean_under(self.flow.start, self.level(self.horizon).log_growth)
-
-    @property
-    def untilted_terminal(self) -> Law:
-        if isinstance(self.flow.start, Dirac):
-            return self.terminal
-        raise NoClosedForm("the law of Y_T under u* from p_noise is closed for a Gaussian data law with a quadratic reward")

@@ -1,45 +1,29 @@
-"""Files that are whole or absent: write beside the target, flush to disk, rename."""
+"""The files of a report: report.json with every number, report.md with the verdicts first."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdecontrol.errors import BadInput
+from sdecontrol.claims import Report
+from sdecontrol.report import markdown
+from sdecontrol.report.atomic import writable_folder, write
+from sdecontrol.report.run import Run
 
 
-def writable_folder(folder: Path) -> Path:
-    """The folder, made if absent. Raises: BadInput when it cannot be made or written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BadInput(
-            f"saw output folder {folder}, which cannot be written to ({error.strerror}); "
-            "wanted a folder you may write to. Choose another --out."
-        ) from error
-    return folder
+def save_run(run: Run, folder: Path) -> None:
+    """Write report.json and report.md. Raises: BadInput when the folder cannot be written to."""
+    writable_folder(folder)
+    write(folder / "report.json", to_json(run.to_dict()))
+    write(folder / "report.md", markdown.render(run))
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` atomically: a reader or a crash sees the old file or the new one, never a part."""
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def save_reports(reports: Sequence[Report], folder: Path) -> None:
+    """The same for reports that were made one by one."""
+    save_run(Run.of(reports), folder)
 
 
 def to_json(value: Any) -> str:

@@ -27,7 +27,7 @@ def _head(run: Run) -> list[str]:
     return [
         "# Verification report",
         "",
-        f"{len(run.reports)} claims checked on {len(run.subjects)} problems: {counts}.{state}",
+        f"{len(run.ids)} claims on {len(run.problems)} problems: {counts}.{state}",
         "",
         f"Seed {run.seed}{', quick' if run.quick else ''}; {duration(run.seconds)}; {installed}.",
         "",
@@ -35,19 +35,18 @@ def _head(run: Run) -> list[str]:
 
 
 def _matrix(run: Run) -> list[str]:
-    names = [subject.problem.name for subject in run.subjects]
     titles = {claim.id: claim.title for claim in claims()}
     rows = [
-        [claim, titles[claim], *(SIGNS.get(verdicts.get(name, ""), "") for name in names)]
+        [claim, titles[claim], *(SIGNS.get(verdicts.get(name, ""), "") for name in run.problems)]
         for claim, verdicts in run.matrix().items()
     ]
     legend = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
-    return ["## Verdicts", "", *_table(["claim", "statement", *names], rows), "", legend + ".", ""]
+    return ["## Verdicts", "", *_table(["claim", "statement", *run.problems], rows), "", legend + ".", ""]
 
 
 def _fits(run: Run) -> list[str]:
-    fits = dict.fromkeys(str(subject.fit) for subject in run.subjects if subject.fit is not None)
-    return ["## What was fitted", "", *(f"- {fit}" for fit in fits), ""] if fits else []
+    lines = [f"- {fit}" for fit in dict.fromkeys(run.fits.values())]
+    return ["## What was fitted", "", *lines, ""] if lines else []
 
 
 def _figures(run: Run) -> list[str]:
@@ -85,4 +84,5 @@ def _rows(report: Report) -> list[str]:
         for row in report.rows
     ]
     header = ["rung", "quantity", "left", "right", "error", "agreement", "verdict", "note"]
-    return [*reason, *_table(header, rows)] if rows else reason
+    skipped = ["", *(f"- Not checked: {reason}" for reason in report.skipped)] if rows and report.skipped else []
+    return [*reason, *(_table(header, rows) if rows else []), *skipped]

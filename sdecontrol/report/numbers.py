@@ -18,9 +18,8 @@ def agreement(row: Row) -> str:
     return ""
 
 
-def value(number: float) -> str:
-    """Nine significant digits."""
-    return f"{number:.9g}"
+def value(number: float, significant: int = 9) -> str:
+    return f"{number:.{significant}g}"
 
 
 def error(number: float) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdecontrol.report.files import write
+from sdecontrol.report.atomic import write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

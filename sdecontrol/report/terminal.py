@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +13,11 @@ from sdecontrol.report.numbers import SIGNS, agreement, duration, error, value
 from sdecontrol.report.run import VERDICTS, Run
 
 STYLES = {"holds": "green", "violated": "bold red", "inconclusive": "yellow", "not applicable": "dim"}
+
+
+def console(quiet: bool = False) -> Console:
+    """Standard output; wide enough for every column where it is not a terminal."""
+    return Console(quiet=quiet, width=None if sys.stdout.isatty() else 110, highlight=False)
 
 
 def show_report(console: Console, report: Report, every_row: bool) -> None:
@@ -24,14 +31,13 @@ def show_report(console: Console, report: Report, every_row: bool) -> None:
         console.print(Text(f"    {report.reason}", style="dim"))
     rows = report.rows if every_row or report.verdict == "violated" else _weakest(report.rows)
     if rows:
-        console.print(_rows(rows))
+        console.print(_rows(rows, with_notes=every_row))
 
 
 def show_summary(console: Console, run: Run) -> None:
     """Counts of verdicts by problem, then what is violated or inconclusive, with the reason."""
     table = Table("problem", *VERDICTS, title=f"{len(run.reports)} of {run.size} in {duration(run.seconds)}")
-    for subject in run.subjects:
-        name = subject.problem.name
+    for name in run.problems:
         done = [report.verdict for report in run.reports if report.problem == name]
         table.add_row(name, *(str(done.count(verdict)) for verdict in VERDICTS))
     table.add_section()
@@ -45,18 +51,21 @@ def show_summary(console: Console, run: Run) -> None:
         console.print(Text(note, style="dim"))
 
 
-def _rows(rows: list[Row]) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+def _rows(rows: list[Row], with_notes: bool) -> Table:
+    """Columns of fixed width, so that blocks line up; the quantity takes what is left."""
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
     table.add_column(width=3)
     table.add_column(width=11, style="dim")
-    table.add_column(min_width=24, overflow="fold")
-    for _ in range(3):
-        table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True)
+    table.add_column(ratio=1, overflow="fold")
+    for width in (11, 11, 9, 11):
+        table.add_column(width=width, justify="right", no_wrap=True)
     for row in rows:
         sign = Text(f"  {SIGNS.get(row.verdict, ' ')}", style=STYLES.get(row.verdict, ""))
-        quantity = f"{row.quantity} ({row.note})" if row.note else row.quantity
-        table.add_row(sign, row.rung, quantity, value(row.left), value(row.right), error(row.error), agreement(row))
+        quantity = Text(row.quantity)
+        if with_notes and row.note:
+            quantity.append(f" ({row.note})", style="dim")
+        numbers = (value(row.left, 6), value(row.right, 6), error(row.error), agreement(row))
+        table.add_row(sign, row.rung, quantity, *numbers)
     return table
 
 

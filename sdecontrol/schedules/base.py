@@ -1,4 +1,4 @@
-"""What a noise schedule is. It speaks the noise level s in [0, horizon] only: s = 0 is data, s = horizon is noise.
+"""What a noise schedule is. It speaks the noise level s in [0, horizon] only: 0 is data, horizon is noise.
 
     dX_s = f(s) X_s ds + sqrt(g2(s)) dB_s,    X_s | X_0 = x ~ N(alpha(s) x, h(s) I),    h = sigma^2, h(0) = 0.
 
@@ -35,7 +35,7 @@ def functions(x: float | Tensor) -> Any:
 class Schedule(ABC):
     """The law of forward noising: X_s | X_0 = x ~ N(alpha(s) x, h(s) I).
 
-    Shapes: a float gives a float, a float64 tensor a float64 tensor of its shape; a pair (s, s_next) broadcasts.
+    Shapes: a float gives a float, a float64 tensor a float64 tensor one of its shape; s and s_next broadcast.
     Raises: BadInput for a level outside [0, horizon] by more than rounding (1e-12 horizon; within rounding it
     means the end), for s_next > s, and for tensors that are not float64.
     """
@@ -84,11 +84,11 @@ class Schedule(ABC):
     def noise_level_at(self, log_snr: Level) -> Level:
         """The level s with log SNR(s) = log_snr: the inverse of the method `log_snr`, in closed form.
 
-        Accuracy: a few roundings of s where alpha^2 is not near 0; there h -> 1 and log SNR itself stays sharp.
+        Accuracy: a few roundings of s and of log SNR.
         Raises: BadInput below log_snr(horizon), the smallest value of this schedule.
         """
         lowest = self.log_snr(self.horizon)
-        smallest = float(log_snr.min()) if isinstance(log_snr, Tensor) else log_snr
+        smallest = log_snr.min().item() if isinstance(log_snr, Tensor) else log_snr
         if not smallest >= lowest - ROUNDING * (1 + abs(lowest)):
             check(False, f"log SNR = {smallest}", f"log SNR >= {lowest}, its value at the horizon of {self}",
                   "This schedule never gets as noisy as that.")
@@ -142,7 +142,7 @@ class Schedule(ABC):
         return s if self._in_range(s, s) else min(max(s, 0.0), self.horizon)
 
     def _in_range(self, low: float, high: float) -> bool:
-        """Whether levels lie in [0, horizon]; BadInput where they leave it by more than rounding, or are NaN."""
+        """Whether levels lie in [0, horizon]; BadInput where NaN or outside beyond rounding."""
         if 0.0 <= low <= high <= self.horizon:
             return True
         slack = ROUNDING * self.horizon
@@ -154,7 +154,9 @@ class Schedule(ABC):
         """(s, s_next), checked and of one kind."""
         s, s_next = self._level(s), self._level(s_next)
         if isinstance(s, Tensor) or isinstance(s_next, Tensor):
-            s, s_next = torch.broadcast_tensors(*(torch.as_tensor(x, dtype=torch.float64) for x in (s, s_next)))
+            device = s.device if isinstance(s, Tensor) else s_next.device
+            pair = (torch.as_tensor(x, dtype=torch.float64, device=device) for x in (s, s_next))
+            s, s_next = torch.broadcast_tensors(*pair)
             ordered = bool((s_next <= s).all())
         else:
             ordered = s_next <= s
@@ -209,8 +211,9 @@ def number(name: str, value: Any) -> float:
 def make_positive(schedule: Schedule, *names: str) -> None:
     """Check that these fields of a frozen schedule are positive finite numbers, and make them floats."""
     for name in names:
-        value = number(f"{type(schedule).__name__}.{name}", getattr(schedule, name))
-        check(math.isfinite(value) and value > 0, f"{type(schedule).__name__}({name}={value})", "a finite number > 0")
+        title = f"{type(schedule).__name__}.{name}"
+        value = number(title, getattr(schedule, name))
+        check(math.isfinite(value) and value > 0, f"{title} = {value}", "a finite number > 0")
         object.__setattr__(schedule, name, value)
 
 

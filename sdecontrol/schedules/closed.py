@@ -134,13 +134,13 @@ class VE(Schedule):
 class Cosine(VariancePreserving):
     """alpha(s) = cos(theta(s))/cos(theta_0), h = 1 - alpha^2, with the angle theta linear in s.
 
-    theta_0 = (pi/2) offset/(1 + offset) as in Nichol and Dhariwal (2102.09672), whose angle ends at pi/2, where
-    alpha = 0 and g2 is infinite. Here it ends at the theta with log SNR(horizon) = `log_snr_min`. So the cap is
-    part of alpha: f = -theta' tan(theta) and g2 = 2 theta' tan(theta) belong to the capped alpha exactly, and
-    nothing is clipped. The default -20 means alpha(horizon) = 4.5e-5, about the end of their table of 1000 steps
-    with beta <= 0.999, and slows the angle by a factor 1 - 3e-5.
-    With phi = pi/2 - theta and the turn delta from s' to s, decay = log1p(sin(delta) (cot(phi) - tan(delta/2)));
-    its inverse is a quadratic equation for tan(delta/2). Derived.
+    theta_0 = (pi/2) offset/(1 + offset) as in Nichol and Dhariwal (2102.09672), whose angle ends at pi/2,
+    where alpha = 0 and g2 is infinite. Here it ends at the theta with log SNR(horizon) = `log_snr_min`. So
+    the cap is part of alpha: f = -theta' tan(theta) and g2 = 2 theta' tan(theta) belong to the capped alpha
+    exactly, and nothing is clipped. The default -20 means alpha(horizon) = 4.5e-5, about the end of their
+    table of 1000 steps with beta <= 0.999, and slows the angle by a factor 1 - 3e-5.
+    With the turn delta from s' to s, decay = log1p(sin(delta) (tan(theta(s)) - tan(delta/2))); its inverse is
+    a quadratic equation for tan(delta/2). Derived.
     Raises: BadInput unless offset > 0, -600 <= log_snr_min <= 0 and horizon > 0.
     """
 
@@ -152,7 +152,7 @@ class Cosine(VariancePreserving):
         make_positive(self, "offset", "horizon")
         object.__setattr__(self, "log_snr_min", number("log_snr_min", self.log_snr_min))
         check(-2 * LARGEST_DECAY <= self.log_snr_min <= 0, f"log_snr_min = {self.log_snr_min}",
-              "-600 <= log_snr_min <= 0", "The cosine meets alpha = 0 at an infinite rate: say where to stop.")
+              "-600 <= log_snr_min <= 0", "The cosine meets alpha = 0 at an infinite rate: say where to end.")
 
     @cached_property
     def _theta_0(self) -> float:
@@ -170,8 +170,9 @@ class Cosine(VariancePreserving):
         return (math.pi / 2 / (1 + self.offset) - self._phi_end) / self.horizon
 
     def _tan_theta(self, s: Level) -> Level:
-        """tan(theta(s)) = cot(phi(s)), accurate as theta -> pi/2."""
-        return 1 / functions(s).tan(self._phi_end + self._turn * (self.horizon - s))
+        """tan(theta(s)) = sin(theta(s))/sin(phi(s)), each angle from its own small end: accurate at both."""
+        sin = functions(s).sin
+        return sin(self._theta_0 + self._turn * s) / sin(self._phi_end + self._turn * (self.horizon - s))
 
     def _f(self, s: Level) -> Level:
         return -self._turn * self._tan_theta(s)

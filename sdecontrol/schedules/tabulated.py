@@ -18,7 +18,7 @@ from sdecontrol.schedules.base import Level, VariancePreserving, check_decay, ma
 
 
 class _Cells(NamedTuple):
-    """Levels and decays at the N+1 ends of the cells and -f in the N cells: tuples, or tensors for tensors."""
+    """Levels and decays at the N+1 ends of the cells, -f in the N cells: tuples, or tensors for tensors."""
 
     levels: Any
     decays: Any
@@ -31,10 +31,10 @@ class Tabulated(VariancePreserving):
 
     s = 0 is alpha = 1 and log alpha is linear between the levels, so f and g2 are constant on (s_{j-1}, s_j]:
     g2(s_j) = -(N/horizon) log(1 - beta_j). A level within rounding of s_j counts as s_j.
-    alphas_cumprod: sequence, array or tensor of N >= 1 numbers, 1 > a_0 > a_1 > ... > a_{N-1} > 0, index 0 the
-    least noisy, without a leading 1; kept as a tuple of floats.
-    Accuracy: rounding for s_next = 0 and for steps of a cell or more; for shorter ones rounding times cell/step.
-    Raises: BadInput for anything else, a table of zero terminal SNR included (its last log alpha is not finite).
+    alphas_cumprod: sequence, array or tensor of N >= 1 numbers, 1 > a_0 > a_1 > ... > a_{N-1} > 0, index 0
+    the least noisy, without a leading 1; kept as a tuple of floats.
+    Accuracy: rounding for s_next = 0; a relative 1e-15 s/(s - s_next) for steps.
+    Raises: BadInput for anything else, a table of zero terminal SNR included (its log alpha is not finite).
     """
 
     alphas_cumprod: Sequence[float] | np.ndarray | Tensor
@@ -43,7 +43,7 @@ class Tabulated(VariancePreserving):
     def __post_init__(self) -> None:
         make_positive(self, "horizon")
         table = np.asarray(self.alphas_cumprod, dtype=np.float64)
-        check(table.ndim == 1 and table.size >= 1, f"alphas_cumprod of shape {table.shape}", "a list of numbers")
+        check(table.ndim == 1 and table.size >= 1, f"alphas_cumprod of shape {table.shape}", "a list")
         good = np.isfinite(table).all() and (np.diff(table) < 0).all() and table[0] < 1 and table[-1] > 0
         check(bool(good), f"alphas_cumprod from {table[0]} to {table[-1]}",
               "strictly decreasing numbers inside (0, 1), the least noisy first",
@@ -53,7 +53,7 @@ class Tabulated(VariancePreserving):
 
     @classmethod
     def stable_diffusion(cls, horizon: float = 1.0) -> Tabulated:
-        """Stable Diffusion 1 and 2: sqrt(beta) linear from sqrt(0.00085) to sqrt(0.012), N = 1000; in float64."""
+        """Stable Diffusion: sqrt(beta) linear from sqrt(0.00085) to sqrt(0.012), N = 1000, in float64."""
         betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
         return cls(np.cumprod(1 - betas), horizon)
 
@@ -66,7 +66,7 @@ class Tabulated(VariancePreserving):
         return len(self.alphas_cumprod)
 
     def level(self, index: int) -> float:
-        """s_j = horizon (j+1)/N, the level of entry j = `index` (the integer timestep of the discrete chain)."""
+        """s_j = horizon (j+1)/N, the level of entry j = `index` (the chain's integer timestep)."""
         check(isinstance(index, int | np.integer) and 0 <= index < self.size, f"index {index!r}",
               f"an integer from 0 to {self.size - 1}")
         return self.horizon * (int(index) + 1) / self.size
@@ -98,8 +98,8 @@ class Tabulated(VariancePreserving):
         """j with s in (levels[j], levels[j+1]], up to rounding: an int, or a tensor of them."""
         position = s * (self.size / self.horizon) - 1e-15 * self.size
         if isinstance(position, Tensor):
-            return (position.detach().ceil().long() - 1).clamp(0, self.size - 1)
-        return min(max(math.ceil(position) - 1, 0), self.size - 1)
+            return position.detach().floor().long().clamp(0, self.size - 1)
+        return min(max(math.floor(position), 0), self.size - 1)
 
     def _f(self, s: Level) -> Level:
         return -self._columns(s).rates[self._cell(s)] + 0.0 * s

@@ -1,0 +1,274 @@
+"""The reference output law p_pre and its tilts in plain numpy: the second route of the static claims.
+
+A law is a finite sum of Gaussians; where p_pre is not one (a mixture started from a Gaussian), the start is replaced by
+the nodes of a trapezoidal rule, given which the output is a mixture (theory 1.1 item 1; derived). Nothing here calls the
+library's laws; parameters of the data law, of the schedule and of the start are all that is read.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import scipy.linalg
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from sdecontrol.claims.base import NotApplicable
+from sdecontrol.claims.quadrature import LOG_2PI, OTHER_SPACING, SPACING, Array, NormalLine, exponential_moments
+from sdecontrol.claims.quadrature import log_sum_exp, normal_nodes
+from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Isotropic, Law, Subspace
+from sdecontrol.processes import Process, ReverseProcess
+
+if TYPE_CHECKING:
+    from sdecontrol.problems.base import Problem
+
+ODE_ERROR = 1e-9
+
+
+class Quadric(NamedTuple):
+    """q(x) = constant + linear . x - x' curvature x / 2."""
+
+    constant: float
+    linear: Array
+    curvature: Array
+
+    def __call__(self, x: Array) -> Array:
+        return self.constant + x @ self.linear - ((x @ self.curvature) * x).sum(-1) / 2
+
+    def times(self, factor: float) -> Quadric:
+        return Quadric(factor * self.constant, factor * self.linear, factor * self.curvature)
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """sum_j e^{log_weights_j} N(means_j, covariance): (n,), (n, d), (d, d)."""
+
+    log_weights: Array
+    means: Array
+    covariance: Array
+
+    def log_terms(self, x: Array) -> Array:
+        """log of each term at points (m, d): (m, n)."""
+        factor = scipy.linalg.cholesky(self.covariance, lower=True)
+        whiten = lambda v: scipy.linalg.solve_triangular(factor, v.T, lower=True).T  # noqa: E731
+        z, c = whiten(x), whiten(self.means)
+        square = (z * z).sum(1)[:, None] + (c * c).sum(1) - 2 * z @ c.T
+        return self.log_weights - square / 2 - np.log(np.diag(factor)).sum() - len(factor) * LOG_2PI / 2
+
+    def tilted(self, q: Quadric, spacing: float) -> tuple[Cloud, Array]:
+        """The terms times e^q, and the mean of q under each: masses by quadrature in the coordinates that diagonalise q."""
+        values, vectors = scipy.linalg.eigh(self.covariance)
+        root = vectors * np.sqrt(values)
+        bends, turn = scipy.linalg.eigh(root.T @ q.curvature @ root)
+        if bends[0] <= -1:
+            raise NotApplicable(f"E exp(reward/temperature) is infinite: eigenvalue {1 + bends[0]:.3g} of the tilt's precision")
+        slopes = (q.linear - self.means @ q.curvature) @ (root @ turn)
+        log_moments, means_of_q = exponential_moments(slopes, np.broadcast_to(bends, slopes.shape), spacing)
+        at_means = q(self.means)
+        precision = scipy.linalg.inv(self.covariance)
+        covariance = scipy.linalg.inv(precision + q.curvature)
+        means = (self.means @ precision + q.linear) @ covariance
+        moved = Cloud(self.log_weights + at_means + log_moments.sum(1), means, (covariance + covariance.T) / 2)
+        return moved, at_means + means_of_q.sum(1)
+
+
+@dataclass(frozen=True)
+class GaussianSum:
+    """A probability law sum_i w_i N(m_i, S_i), grouped into clouds of equal covariance."""
+
+    clouds: tuple[Cloud, ...]
+
+    @property
+    def dim(self) -> int:
+        return self.clouds[0].means.shape[1]
+
+    @cached_property
+    def weights(self) -> Array:
+        return np.exp(np.concatenate([c.log_weights for c in self.clouds]))
+
+    @property
+    def mean(self) -> Array:
+        return self.weights @ np.concatenate([c.means for c in self.clouds])
+
+    @property
+    def covariance(self) -> Array:
+        within = sum(np.exp(c.log_weights).sum() * c.covariance for c in self.clouds)
+        gaps = np.concatenate([c.means for c in self.clouds]) - self.mean
+        return within + (gaps * self.weights[:, None]).T @ gaps
+
+    @cached_property
+    def condition(self) -> float:
+        """The worst condition number of the covariances."""
+        return max(float(np.linalg.cond(c.covariance)) for c in self.clouds)
+
+    def mean_of(self, q: Quadric) -> float:
+        """E q, from the first two moments."""
+        trace = lambda c: float((q.curvature * c.covariance).sum())  # noqa: E731
+        return float(sum(np.exp(c.log_weights) @ (q(c.means) - trace(c) / 2) for c in self.clouds))
+
+    def log_density(self, x: Array) -> Array:
+        """(m, d) -> (m,)."""
+        parts = np.array_split(x, 1 + len(x) * len(self.weights) // 2**21)
+        return np.concatenate([log_sum_exp(np.hstack([c.log_terms(p) for c in self.clouds]), axis=1) for p in parts])
+
+    def draw(self, n: int, rng: np.random.Generator) -> Array:
+        """(n, d) independent draws."""
+        counts = rng.multinomial(n, self.weights / self.weights.sum())
+        x, start = [], 0
+        for cloud in self.clouds:
+            rows = np.repeat(np.arange(len(cloud.means)), counts[start : start + len(cloud.means)])
+            start += len(cloud.means)
+            root = scipy.linalg.cholesky(cloud.covariance, lower=True)
+            x.append(cloud.means[rows] + rng.standard_normal((len(rows), self.dim)) @ root.T)
+        return rng.permutation(np.concatenate(x))
+
+    def along(self, direction: Array) -> NormalLine:
+        """The law of direction . X."""
+        stds = [np.full(len(c.means), math.sqrt(direction @ c.covariance @ direction)) for c in self.clouds]
+        return NormalLine(self.weights, np.concatenate([c.means @ direction for c in self.clouds]), np.concatenate(stds))
+
+    def tilt(self, q: Quadric) -> Tilt:
+        """The law times e^q. Raises NotApplicable where E e^q is infinite."""
+        moved, means_of_q = zip(*(c.tilted(q, SPACING) for c in self.clouds))
+        again = [c.tilted(q, OTHER_SPACING)[0].log_weights for c in self.clouds]
+        log_mass = float(log_sum_exp(np.concatenate([c.log_weights for c in moved])))
+        error = abs(log_mass - float(log_sum_exp(np.concatenate(again))))
+        law = GaussianSum(tuple(Cloud(c.log_weights - log_mass, c.means, c.covariance) for c in moved))
+        return Tilt(q, log_mass, error, float(law.weights @ np.concatenate(means_of_q)), law)
+
+
+class Tilt(NamedTuple):
+    """law = base e^q / E_base e^q, log_mass = log E_base e^q by quadrature with its error, mean_q = E_law q."""
+
+    q: Quadric
+    log_mass: float
+    error: float
+    mean_q: float
+    law: GaussianSum
+
+    @property
+    def kl(self) -> float:
+        """KL(law || base)."""
+        return self.mean_q - self.log_mass
+
+
+class Frame(NamedTuple):
+    """x = offset + basis u: (D,), (D, d)."""
+
+    basis: Array
+    offset: Array
+
+    def lift(self, u: Array) -> Tensor:
+        """(n, d) -> (n, D), as the library takes it."""
+        return torch.as_tensor(self.offset + u @ self.basis.T)
+
+    def restrict(self, q: Quadric) -> Quadric:
+        """q on the latent coordinates."""
+        linear = self.basis.T @ (q.linear - q.curvature @ self.offset)
+        return Quadric(float(q(self.offset)), linear, self.basis.T @ q.curvature @ self.basis)
+
+    def moments(self, law: Law) -> tuple[Array, Array]:
+        """Mean (d,) and covariance (d, d) of a law on the subspace, in these coordinates."""
+        inner, basis = (law.latent, law.basis.numpy()) if isinstance(law, Subspace) else (law, None)
+        turn = self.basis.T if basis is None else self.basis.T @ basis
+        return self.basis.T @ (law.mean.numpy() - self.offset), turn @ inner.covariance.numpy() @ turn.T
+
+
+class Output(NamedTuple):
+    """p_pre: a Gaussian sum on latent coordinates, and the relative error of the route that made it."""
+
+    law: GaussianSum
+    frame: Frame
+    error: float
+
+
+def whole(dim: int) -> Frame:
+    return Frame(np.eye(dim), np.zeros(dim))
+
+
+@lru_cache(maxsize=8)
+def output_law(problem: Problem, spacing: float = SPACING) -> Output:
+    """p_pre from the parameters of the process. Raises NotApplicable where this route knows none."""
+    process = problem.process
+    if isinstance(process, ReverseProcess) and process.has_exact_score:
+        return _reversed(process, spacing)
+    return _propagated(process)
+
+
+def latent_data(law: Law) -> tuple[GaussianSum, Frame]:
+    """The data law as a Gaussian sum, and where it lives."""
+    frame = whole(law.dim)
+    if isinstance(law, Subspace):
+        frame, law = Frame(law.basis.numpy(), law.offset.numpy()), law.latent
+    if isinstance(law, GaussianMixture):
+        parts = zip(law.log_weights.numpy(), law.means.numpy(), law.covariances.numpy())
+        return GaussianSum(tuple(Cloud(np.array([w]), m[None], c) for w, m, c in parts)), frame
+    if isinstance(law, Gaussian | Isotropic) and len(law.event_shape) == 1:
+        return GaussianSum((Cloud(np.zeros(1), law.mean.numpy()[None], law.covariance.numpy()),)), frame
+    raise NotApplicable(f"the second route knows Gaussian data, mixtures and subspaces, not {type(law).__name__}")
+
+
+def _moments(start: Any) -> tuple[Array, Array]:
+    if isinstance(start, Dirac | Gaussian | Isotropic) and len(start.event_shape) == 1:
+        return start.mean.numpy(), start.covariance.numpy()
+    raise NotApplicable(f"the second route knows Gaussian starts and points, not {type(start).__name__}")
+
+
+def _reversed(process: ReverseProcess, spacing: float) -> Output:
+    """Y_T given Y_0 = y is clean given noisy, sum_i omega_i(y) N(mu_i + J_i (y - a mu_i), P_i), whatever the start."""
+    data, frame = latent_data(process.data_law)
+    if process.initial == "marginal":
+        return Output(data, frame, 0.0)
+    a, h = process.schedule.alpha(process.horizon), process.schedule.h(process.horizon)
+    mean, covariance = _moments(process.initial_law())
+    mean, covariance = frame.basis.T @ (mean - a * frame.offset), frame.basis.T @ covariance @ frame.basis
+    eye = np.eye(data.dim)
+    noisy = [Cloud(c.log_weights, a * c.means, a * a * c.covariance + h * eye) for c in data.clouds]
+    gains = [a * scipy.linalg.solve(s.covariance, c.covariance).T for c, s in zip(data.clouds, noisy)]
+    spreads = [h * scipy.linalg.solve(s.covariance, c.covariance).T for c, s in zip(data.clouds, noisy)]
+    if len(data.clouds) == 1:
+        gain, cloud = gains[0], data.clouds[0]
+        shifted = cloud.means[0] + gain @ (mean - a * cloud.means[0])
+        spread = spreads[0] + gain @ covariance @ gain.T
+        return Output(GaussianSum((Cloud(np.zeros(1), shifted[None], (spread + spread.T) / 2),)), frame, 0.0)
+    y, weights = _start_nodes(mean, covariance, spacing)
+    log_terms = np.hstack([s.log_terms(y) for s in noisy])
+    log_joint = log_terms - log_sum_exp(log_terms, axis=1)[:, None] + np.log(weights)[:, None]
+    clouds = [
+        Cloud(log_joint[:, i], c.means[0] + (y - a * c.means[0]) @ gains[i].T, (spreads[i] + spreads[i].T) / 2)
+        for i, c in enumerate(data.clouds)
+    ]
+    return Output(GaussianSum(tuple(clouds)), frame, 0.0 if len(y) == 1 else math.nan)
+
+
+def _start_nodes(mean: Array, covariance: Array, spacing: float) -> tuple[Array, Array]:
+    if not covariance.any():
+        return mean[None], np.ones(1)
+    if len(mean) > 2:
+        raise NotApplicable('a mixture from a start that is not its noised law has no second route beyond two dimensions; '
+                            'pass initial="marginal"')  # fmt: skip
+    z, weights = normal_nodes(len(mean), spacing)
+    return mean + z @ scipy.linalg.cholesky(covariance, lower=True).T, weights
+
+
+def _propagated(process: Process) -> Output:
+    """Mean and covariance of an affine process by m' = A m + c, V' = A V + V A' + g^2 I."""
+    mean, covariance = _moments(process.initial_law())
+    d = len(mean)
+
+    def rate(t: float, state: Array) -> Array:
+        a, c = (part.numpy() for part in process.affine_drift(min(t, process.horizon)))
+        m, v = state[:d], state[d:].reshape(d, d)
+        dv = a @ v + v @ a.T + process.amplitude(min(t, process.horizon)) ** 2 * np.eye(d)
+        return np.concatenate([a @ m + c, dv.ravel()])
+
+    found = solve_ivp(rate, (0.0, process.horizon), np.concatenate([mean, covariance.ravel()]), method="DOP853",
+                      rtol=1e-12, atol=1e-13)  # fmt: skip
+    end = found.y[:, -1]
+    spread = end[d:].reshape(d, d)
+    return Output(GaussianSum((Cloud(np.zeros(1), end[None, :d], (spread + spread.T) / 2),)), whole(d), ODE_ERROR)

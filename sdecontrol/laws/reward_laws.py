@@ -1,0 +1,108 @@
+"""The law of a reward r(X) under a base law, as far as expectations of functions of r go."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from sdecontrol.errors import NoClosedForm
+from sdecontrol.laws.base import Law
+from sdecontrol.laws.discrete import DiscreteLaw
+from sdecontrol.laws.line import Line
+from sdecontrol.rewards import as_quadratic
+
+
+class RewardLaw(ABC):
+    """Expectations of functions of the reward; `supremum` is sup r on the support, possibly infinite."""
+
+    supremum: float
+
+    @abstractmethod
+    def expect(self, function: Callable[[Tensor], Tensor], points: tuple[float, ...] = ()) -> float:
+        """E function(r(X)); `points` are places on the line where the integrand is known to be rough."""
+
+    @abstractmethod
+    def log_expect(self, log_function: Callable[[Tensor], Tensor]) -> float:
+        """log E exp(log_function(r(X)))."""
+
+    def places(self, level: float) -> tuple[float, ...]:
+        """Where the reward crosses a level, if that is known."""
+        return ()
+
+
+class RewardsOfAtoms(RewardLaw):
+    def __init__(self, values: Tensor, weights: Tensor):
+        held = weights > 0
+        self._values, self._weights = values[held].to(torch.float64), weights[held]
+        self.supremum = float(self._values.max())
+
+    def expect(self, function: Callable[[Tensor], Tensor], points: tuple[float, ...] = ()) -> float:
+        return float(self._weights @ function(self._values))
+
+    def log_expect(self, log_function: Callable[[Tensor], Tensor]) -> float:
+        return float((self._weights.log() + log_function(self._values)).logsumexp(0))
+
+
+class RewardsOnLine(RewardLaw):
+    """r(X) for X on the line; sup r is searched on the panels and refined around the best point."""
+
+    def __init__(self, law: Law, reward: Callable[[Tensor], Tensor], supremum: float | None):
+        self._line = Line(lambda x: law.log_prob(x[:, None]), *law.landmarks())
+        self._reward = lambda x: reward(x[:, None]).to(torch.float64)
+        best, found = _supremum(self._reward, self._line.edges)
+        self.supremum = found if supremum is None else supremum
+        self._best = (best,) if math.isfinite(best) else ()
+
+    def expect(self, function: Callable[[Tensor], Tensor], points: tuple[float, ...] = ()) -> float:
+        return self._line.expect(lambda x: function(self._reward(x)), self._best + points)
+
+    def log_expect(self, log_function: Callable[[Tensor], Tensor]) -> float:
+        def integrand(x: Tensor) -> tuple[Tensor, Tensor]:
+            return self._line.log_density(x) - self._line.log_normalizer + log_function(self._reward(x)), torch.ones_like(x)
+
+        return math.log(self._line.integrate(integrand, self._best))
+
+
+def _supremum(reward: Callable[[Tensor], Tensor], edges: Tensor) -> tuple[float, float]:
+    """(argmax, sup) of a reward on the line; (inf, inf) when it keeps growing over the outermost octaves.
+
+    A reward that grows towards a finite limit (its increments shrink from octave to octave) is extrapolated to it.
+    """
+    outer = torch.stack([edges[-3:], edges[:3].flip(0)])
+    a, b, c = reward(outer.reshape(-1)).reshape(2, 3).unbind(1)
+    ratio = torch.where(b > a, (c - b) / (b - a), torch.where(c > b, torch.inf, 0.0))
+    if bool((ratio >= 0.75).any()):
+        return math.inf, math.inf
+    limit = float(torch.where(c > b, c + (c - b) * ratio / (1 - ratio), c).max())
+    steps = torch.linspace(0, 1, 33, dtype=torch.float64)[:-1]
+    x = (edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * steps).reshape(-1)
+    values = reward(x)
+    i = int(values.argmax())
+    low, high = float(x[max(i - 1, 0)]), float(x[min(i + 1, len(x) - 1)])
+    refined = minimize_scalar(
+        lambda y: -float(reward(torch.tensor([y], dtype=torch.float64))), bounds=(low, high), method="bounded",
+        options={"xatol": 1e-12 * (1 + abs(low))},
+    )  # fmt: skip
+    best, top = max([(float(x[i]), float(values[i])), (float(refined.x), -float(refined.fun))], key=lambda pair: pair[1])
+    return (best, top) if top >= limit else (math.inf, limit)
+
+
+def reward_law(base: Law, reward: Any, supremum: float | None = None) -> RewardLaw:
+    """The law of reward(X), X ~ base; NoClosedForm unless it is discrete, on the line, or the reward is linear."""
+    if isinstance(base, DiscreteLaw):
+        return RewardsOfAtoms(reward(base.points), base.weights)
+    if base.event_shape == (1,):
+        return RewardsOnLine(base, reward, supremum)
+    quadratic = as_quadratic(reward)
+    if quadratic is not None and quadratic.is_linear and bool(quadratic.linear.any()):
+        return RewardsOnLine(base.along(quadratic.linear), lambda s: s[:, 0] + quadratic.constant, supremum)
+    raise NoClosedForm(
+        f"the law of {type(reward).__name__} under {type(base).__name__} on events {base.event_shape} is not known; it is for "
+        "laws on the line, discrete laws and linear rewards. Use DiscreteLaw(base.sample(n, noise)) for an empirical answer."
+    )
