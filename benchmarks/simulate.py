@@ -136,9 +136,16 @@ def diffrax_run(matrices: np.ndarray, offsets: np.ndarray, amplitudes: np.ndarra
         brownian = diffrax.UnsafeBrownianPath(shape=(d, n), key=path)
         terms = diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(amplitude, brownian))
         return diffrax.diffeqsolve(
-            terms, diffrax.Euler(), 0.0, 1.0, 1.0 / steps, jax.random.normal(start, (d, n)), max_steps=steps + 1,
-            adjoint=diffrax.ForwardMode(), saveat=diffrax.SaveAt(t1=True),
-        ).ys[0]  # fmt: skip
+            terms,
+            diffrax.Euler(),
+            0.0,
+            1.0,
+            1.0 / steps,
+            jax.random.normal(start, (d, n)),
+            max_steps=steps + 1,
+            adjoint=diffrax.ForwardMode(),
+            saveat=diffrax.SaveAt(t1=True),
+        ).ys[0]
 
     keys = iter(jax.random.split(jax.random.PRNGKey(0), 64))
     return lambda: np.asarray(solve(next(keys)).block_until_ready()).T
@@ -153,9 +160,15 @@ def ours(process: sc.ReverseProcess, n: int, steps: int, dtype: torch.dtype, con
 
     def run() -> np.ndarray:
         path = sc.simulate(
-            process, control, grid=sc.TimeGrid.uniform(steps), kernel=sc.EulerMaruyama(), n=n, noise=sc.Noise(next(seeds)),
-            keep="ends", dtype=dtype,
-        )  # fmt: skip
+            process,
+            control,
+            grid=sc.TimeGrid.uniform(steps),
+            kernel=sc.EulerMaruyama(),
+            n=n,
+            noise=sc.Noise(next(seeds)),
+            keep="ends",
+            dtype=dtype,
+        )
         if control is not None:
             sc.path_kl(path), path.log_ratio()
         return path.terminal.numpy()
@@ -163,7 +176,9 @@ def ours(process: sc.ReverseProcess, n: int, steps: int, dtype: torch.dtype, con
     return run
 
 
-def exact_moments(process: sc.ReverseProcess, steps: int, control: sc.Control | None = None) -> tuple[np.ndarray, np.ndarray]:
+def exact_moments(
+    process: sc.ReverseProcess, steps: int, control: sc.Control | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     m = sc.moments(process, sc.EulerMaruyama(), sc.TimeGrid.uniform(steps), control=control)
     return m.means[-1].numpy(), m.covariances[-1].numpy()
 
@@ -177,7 +192,9 @@ def gaussian_float32(n: int, steps: int, threads: list[int]) -> Task:
     contenders["diffrax, UnsafeBrownianPath"] = diffrax_run(*tables, n)
     contenders |= {f"jax scan, {impl}": jax_scan(*tables, n, impl) for impl in ("threefry2x32", "rbg", "unsafe_rbg")}
     wanted = {"torchsde": 10.0, "diffrax": 2.0, "jax": 1.5}
-    return Task(f"Gaussian score, d = 2, {n} x {steps}, float32, ends", contenders, *exact_moments(process, steps), wanted)
+    return Task(
+        f"Gaussian score, d = 2, {n} x {steps}, float32, ends", contenders, *exact_moments(process, steps), wanted
+    )
 
 
 def gaussian_float64_kl(n: int, steps: int, threads: list[int]) -> Task:
@@ -185,7 +202,9 @@ def gaussian_float64_kl(n: int, steps: int, threads: list[int]) -> Task:
     gain, offset = -0.2 * torch.eye(2, dtype=torch.float64), torch.tensor([0.3, 0.1], dtype=torch.float64)
     control = sc.AffineControl(gain, offset)
     tables = gaussian_tables(process, steps)
-    sde = TorchSDE(affine_torch(tables[0], tables[1], torch.float64), tables[2], lambda y: torch.addmm(offset, y, gain.T))
+    sde = TorchSDE(
+        affine_torch(tables[0], tables[1], torch.float64), tables[2], lambda y: torch.addmm(offset, y, gain.T)
+    )
     contenders = {"sdecontrol": ours(process, n, steps, torch.float64, control)}
     contenders |= {f"torchsde, {k} threads": torchsde_run(sde, n, 2, steps, torch.float64, k, True) for k in threads}
     title = f"the same, float64, with control, log ratio and KL, {n} x {steps}"
@@ -217,7 +236,9 @@ def agree(terminal: np.ndarray, task: Task) -> None:
     spread = np.sqrt((np.outer(variances, variances) + task.covariance**2) * 4 / n)
     z_cov = np.abs(np.cov(terminal.T) - task.covariance) / spread
     if max(z_mean.max(), z_cov.max()) > 6:
-        raise SystemExit(f"a contender solves another problem: z = {z_mean.max():.1f} (mean), {z_cov.max():.1f} (covariance)")
+        raise SystemExit(
+            f"a contender solves another problem: z = {z_mean.max():.1f} (mean), {z_cov.max():.1f} (covariance)"
+        )
 
 
 def measure(task: Task, rounds: int) -> dict[str, list[float]]:
@@ -250,8 +271,11 @@ def main() -> None:
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         table = Table("contender", "median s", "min", "max", "ratio to sdecontrol", title=task.title)
         for name, values in seconds.items():
-            table.add_row(name, *(f"{v:.3f}" for v in (medians[name], min(values), max(values))),
-                          f"{medians[name] / medians['sdecontrol']:.2f}")  # fmt: skip
+            table.add_row(
+                name,
+                *(f"{v:.3f}" for v in (medians[name], min(values), max(values))),
+                f"{medians[name] / medians['sdecontrol']:.2f}",
+            )
         console.print(table)
         ratios = {}
         for prefix, wanted in task.wanted.items():
@@ -263,7 +287,9 @@ def main() -> None:
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()}
     if not options.quick:
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({"machine": machine, "versions": {n: version(n) for n in names}, "tasks": records}, indent=1))
+        RESULTS.write_text(
+            json.dumps({"machine": machine, "versions": {n: version(n) for n in names}, "tasks": records}, indent=1)
+        )
         console.print(f"wrote {RESULTS}")
 
 

@@ -46,7 +46,10 @@ def verify(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer paths and quadrature points.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")] = False,
 ) -> None:
-    """Check claims on problems: exit code 0 when nothing is violated, 1 when something is, 2 for bad input."""
+    """Check claims on problems.
+
+    Exit code: 0 nothing is violated, 1 something is, 2 bad input, 3 a check failed to run, 130 stopped.
+    """
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -99,7 +102,7 @@ def doctor() -> None:
     for extra, packages in extras.items():
         missing = [name for name, number in versions(packages).items() if number == "not installed"]
         state = "ready" if not missing else f"missing {', '.join(missing)}: pip install 'sdecontrol[{extra}]'"
-        console.print(f"extra {extra:8s} {state}", highlight=False, markup=False)
+        console.print(f"extra {extra:8s} {state}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _prepare(
@@ -160,7 +163,7 @@ def _execute(run: Run, subjects: list[Subject], out: Path | None, as_json: bool)
             task = bar.add_task("verifying", total=run.size)
             for report in run.execute(subject.problem for subject in subjects):
                 bar.update(task, advance=1, description=f"{report.claim} on {report.problem}")
-                terminal.show_report(console, report, every_row=run.size <= EVERY_ROW_UP_TO)
+                terminal.show(console, report, every_row=run.size <= EVERY_ROW_UP_TO)
         if out is not None:
             _draw(run, subjects, out)
     except KeyboardInterrupt:

@@ -94,8 +94,12 @@ class AffineControl(Control):
 
         def index(t: float) -> int:
             k = int(np.abs(times - t).argmin())
-            check(abs(times[k] - t) <= 1e-12 * (1 + abs(t)), f"t = {t}", "one of the grid times the control was made for",
-                  "Simulate on the grid given to problem.discretise.")  # fmt: skip
+            check(
+                abs(times[k] - t) <= 1e-12 * (1 + abs(t)),
+                f"t = {t}",
+                "one of the grid times the control was made for",
+                "Simulate on the grid given to problem.discretise.",
+            )
             return k
 
         return cls(lambda t: gains[index(t)], lambda t: offsets[index(t)])
@@ -157,7 +161,9 @@ def as_control(control: Any) -> Control | None:
     if control is None or isinstance(control, Control):
         return control
     if not callable(control):
-        raise BadInput(f"saw a control of type {type(control).__name__}; wanted an sc.Control or a function f(step) -> u.")
+        raise BadInput(
+            f"saw a control of type {type(control).__name__}; wanted an sc.Control or a function f(step) -> u."
+        )
     return StepControl(control)
 
 

@@ -32,8 +32,8 @@ class NoTilt(BadInput):
     """The tilted law does not exist: E exp(reward / temperature) is infinite, or no maximiser of an f-problem exists.
 
     For a quadratic reward with curvature K and an output covariance S the tilt exists iff
-    I + S^{1/2} K S^{1/2} / temperature is positive; `eigenvalue` is its smallest eigenvalue and `largest_curvature` the
-    upward curvature -lambda_min(cK) at which the tilt of a multiple cK ceases to exist (temperature/S in one dimension).
+    I + S^{1/2} K S^{1/2} / temperature is positive; `eigenvalue` is its smallest eigenvalue, `largest_curvature` the
+    upward curvature -lambda_min(cK) at which the tilt of a multiple cK ceases to exist (temperature / S on the line).
     For an f-divergence `smallest_temperature` is the one below which no maximiser exists (infinite when none helps).
     """
 
@@ -65,7 +65,9 @@ class InfiniteKL(SDEControlError, ValueError):
 class NotFinite(SDEControlError, ArithmeticError):
     """A state, control or reward is NaN or infinite; says at which step and time and who produced it."""
 
-    def __init__(self, producer: str, step: int, time: float, what: str = "a value that is not finite", advice: str = ""):
+    def __init__(
+        self, producer: str, step: int, time: float, what: str = "a value that is not finite", advice: str = ""
+    ):
         super().__init__(f"{producer} produced {what} at step {step} (t = {time:.6g}). {advice}".rstrip())
         self.producer, self.step, self.time = producer, step, time
 

@@ -50,7 +50,7 @@ class Estimate:
 
     @classmethod
     def log_mean_exp(cls, log_weights: Any, route: str = "log of the mean weight") -> Estimate:
-        """log E e^w by the log of the mean; standard error by the delta method; biased low by about half its variance."""
+        """log E e^w by the log of the mean: error by the delta method, biased low by about half its variance."""
         w = _array(log_weights)
         top = w.max(axis=0)
         ratio = cls.mean(np.exp(w - top))

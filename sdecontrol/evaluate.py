@@ -106,17 +106,19 @@ def total_reward(problem: Problem, path: Path) -> Tensor:
         raise NotFinite("the reward", len(path.transitions), float(path.times[-1]))
     total = total.double()
     if path.observed is not None:
-        total = total + torch.as_tensor(path.grid.dt) @ path.observed[:-1].double()
+        total = total + torch.tensor(path.grid.dt) @ path.observed[:-1].double()
     return total
 
 
-def _run(problem: Problem, control: Any, initial: Law | None, grid: Any, kernel: Any, n: int, noise: Noise | None) -> _Run:
+def _run(
+    problem: Problem, control: Any, initial: Law | None, grid: Any, kernel: Any, n: int, noise: Noise | None
+) -> _Run:
     observe = None
     if problem.running_reward is not None:
         observe = lambda k, t, x: problem.running_rate(t, x)  # noqa: E731
     path = simulate(
         problem.process, control, initial, grid=grid, kernel=kernel, n=n, noise=noise, keep="ends", observe=observe
-    )  # fmt: skip
+    )
     return _Run(path, total_reward(problem, path), problem.temperature)
 
 
@@ -152,7 +154,9 @@ def _score(run: _Run, optimum: _Optimum | None) -> Evaluation:
     residual = w - log_z
     squares = Estimate.mean(residual**2)
     rms = math.sqrt(squares.value)
-    bound = Estimate.exact(min(1.0, math.sqrt(max(gap.value + TV_STDERRS * gap.stderr, 0.0) / (2 * t))), "Pinsker on the gap")
+    bound = Estimate.exact(
+        min(1.0, math.sqrt(max(gap.value + TV_STDERRS * gap.stderr, 0.0) / (2 * t))), "Pinsker on the gap"
+    )
     closed = shared and optimum.value.stderr == 0
     return Evaluation(
         reward=Estimate.mean(run.reward, "mean reward"),
@@ -162,7 +166,9 @@ def _score(run: _Run, optimum: _Optimum | None) -> Evaluation:
         gap=gap,
         excess=excess,
         certificate_mean=Estimate.mean(residual, "mean certificate"),
-        certificate_rms=Estimate(rms, squares.stderr / (2 * rms) if rms else 0.0, path.n, "root mean square certificate"),
+        certificate_rms=Estimate(
+            rms, squares.stderr / (2 * rms) if rms else 0.0, path.n, "root mean square certificate"
+        ),
         ess=Estimate(effective_sample_size(w), 0.0, path.n, "effective samples of n"),
         tv_bound=bound if closed else None,
         tv_estimate=None if closed else bound,

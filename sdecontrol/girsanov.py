@@ -61,7 +61,9 @@ def reverse_path_kl(path: Path, control: Any, initial: Law | None = None) -> Est
     try:
         return Estimate.exact(kl(path.reference_initial, initial)) + energy
     except NoClosedForm:
-        return Estimate.mean(weights.energy - weights.log_initial, "mean energy and log density ratio under the reference")
+        return Estimate.mean(
+            weights.energy - weights.log_initial, "mean energy and log density ratio under the reference"
+        )
 
 
 def chi_square(path: Path) -> Estimate:

@@ -110,9 +110,13 @@ def _levels(kernel: Kernel, process: Process, t: float, t_next: float) -> _Level
         raise NotDefined(f"{kernel!r} needs a ReverseProcess; use EulerMaruyama or SecondOrder for a general diffusion")
     s, s_next, schedule = process.noise_level(t), process.noise_level(t_next), process.schedule
     return _Levels(
-        schedule.ratio(s, s_next), schedule.transition_variance(s, s_next), schedule.h(s), schedule.h(s_next),
-        schedule.alpha(s), schedule.alpha(s_next),
-    )  # fmt: skip
+        schedule.ratio(s, s_next),
+        schedule.transition_variance(s, s_next),
+        schedule.h(s),
+        schedule.h(s_next),
+        schedule.alpha(s),
+        schedule.alpha(s_next),
+    )
 
 
 class EulerMaruyama(Kernel):
@@ -152,7 +156,9 @@ class DDIM(Kernel):
         kept = v.h_next * (1 - self.eta**2 * v.q / v.h)  # h' - variance
         target = v.h_next + v.q / v.r**2  # h / r^2
         # c_f = h / r - sqrt(h kept), as a quotient that does not cancel when the step is small
-        weight = math.sqrt(v.h) * (v.q / v.r**2 + self.eta**2 * v.h_next * v.q / v.h) / (math.sqrt(target) + math.sqrt(kept))
+        weight = (
+            math.sqrt(v.h) * (v.q / v.r**2 + self.eta**2 * v.h_next * v.q / v.h) / (math.sqrt(target) + math.sqrt(kept))
+        )
         return 1 / v.r, weight, self.eta * math.sqrt(v.h_next * v.q / v.h)
 
     def consistent_with(self, process: Process) -> bool:
@@ -301,7 +307,9 @@ class ExactTransition(Kernel):
         eye = torch.eye(process.dim, dtype=torch.float64)
         s_next = v.alpha_next**2 * law.covariance + v.h_next * eye
         eigenvalues, vectors = torch.linalg.eigh(s_next)
-        ratio = eigenvalues.clamp(min=0) / (v.r**2 * eigenvalues.clamp(min=0) + v.q)  # S' S^{-1} in the shared eigenbasis
+        ratio = eigenvalues.clamp(min=0) / (
+            v.r**2 * eigenvalues.clamp(min=0) + v.q
+        )  # S' S^{-1} in the shared eigenbasis
         shrink = (vectors * ratio) @ vectors.mT
         centre = law.mean
         return AffineStep(

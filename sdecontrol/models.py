@@ -83,8 +83,11 @@ class PerturbedScore(ScoreModel):
         check(isinstance(law, Law), f"a {type(law).__name__}", "a law whose exact score is perturbed")
         self.law, self.scale, self.event_shape, self.dtype = law, float(scale), law.event_shape, law.dtype
         self.bias = torch.as_tensor(bias, dtype=torch.float64) * torch.ones(law.event_shape, dtype=torch.float64)
-        check(bool(torch.isfinite(self.bias).all()) and abs(self.scale) < float("inf"), "a scale or bias that is not finite",
-              "finite numbers")  # fmt: skip
+        check(
+            bool(torch.isfinite(self.bias).all()) and abs(self.scale) < float("inf"),
+            "a scale or bias that is not finite",
+            "finite numbers",
+        )
 
     def bind(self, schedule: Schedule) -> PerturbedScore:
         bound = PerturbedScore(self.law, self.scale, self.bias)
@@ -129,7 +132,9 @@ class _NetworkModel(ScoreModel):
 
     def _checked(self, x: Tensor, s: float) -> Tensor:
         output = self.f(x, s)
-        check(output.shape == x.shape, f"a network output of shape {tuple(output.shape)}", f"{tuple(x.shape)}, that of x")
+        check(
+            output.shape == x.shape, f"a network output of shape {tuple(output.shape)}", f"{tuple(x.shape)}, that of x"
+        )
         return self._to_score(output, x, s)
 
     def score_vjp(self, x: Tensor, s: float, score: Tensor, c: Tensor) -> Tensor:
@@ -163,7 +168,10 @@ def as_score_model(model: Any, schedule: Schedule) -> ScoreModel:
     """A law, a perturbed score or a wrapped network, bound to a schedule; never guessed."""
     if isinstance(model, Law):
         return ExactScore(model, schedule)
-    check(isinstance(model, (PerturbedScore, _NetworkModel)), f"a model of type {type(model).__name__}",
-          "a law, sc.PerturbedScore(law), sc.Score(f), sc.NoisePrediction(f) or sc.Denoiser(f)",
-          "A bare network's convention is not guessed: wrap it.")  # fmt: skip
+    check(
+        isinstance(model, (PerturbedScore, _NetworkModel)),
+        f"a model of type {type(model).__name__}",
+        "a law, sc.PerturbedScore(law), sc.Score(f), sc.NoisePrediction(f) or sc.Denoiser(f)",
+        "A bare network's convention is not guessed: wrap it.",
+    )
     return model.bind(schedule)

@@ -49,7 +49,7 @@ def block_size(event_shape: Sequence[int]) -> int:
 
 
 def _draw(generator: torch.Generator, size: int, event_shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """(size, *event) standard normals; vectors are laid out with the paths contiguous, larger events a path at a time."""
+    """(size, *event) standard normals; vectors lie in memory with the paths contiguous, larger events path by path."""
     if len(event_shape) == 1:
         return torch.empty(event_shape[0], size, dtype=dtype).normal_(generator=generator).mT
     return torch.empty(size, *event_shape, dtype=dtype).normal_(generator=generator)
@@ -57,7 +57,7 @@ def _draw(generator: torch.Generator, size: int, event_shape: tuple[int, ...], d
 
 @dataclass
 class Block:
-    """The independent draws of one block of paths: successive calls give successive draws, always for the whole block."""
+    """The draws of one block of paths: successive calls are independent, and always for the whole block."""
 
     generator: torch.Generator
     index: int
@@ -132,8 +132,12 @@ class CoarseNoise(Noise):
     def steps(self, index: int, event_shape: Sequence[int], times: np.ndarray, start: int = 0) -> Iterator[Tensor]:
         ends = np.searchsorted(self.fine_times, times)
         nested = ends[-1] < len(self.fine_times) and np.array_equal(self.fine_times[ends], times)
-        check(nested, "a coarse grid that is not nested in the fine one", "coarse times that are a subset of the fine times",
-              "Build the fine grid with grid.refine(factor).")  # fmt: skip
+        check(
+            nested,
+            "a coarse grid that is not nested in the fine one",
+            "coarse times that are a subset of the fine times",
+            "Build the fine grid with grid.refine(factor).",
+        )
         fine = super().steps(index, event_shape, self.fine_times, start=int(ends[start]))
         dt = np.diff(self.fine_times)
         for a, b in zip(ends[start:-1], ends[start + 1 :], strict=True):

@@ -60,7 +60,7 @@ class _Riccati:
         return exponential, explosion
 
     def margin(self, factor: float) -> float:
-        """Positive iff Novikov's condition holds for factor * reward, and continuous in the factor for a start with spread.
+        """Positive iff Novikov's condition holds for factor * reward; continuous in the factor if the start has spread.
 
         (1 - L)/(1 + L), L the largest eigenvalue of S^1/2 P S^1/2 for exp(y'Py/2) averaged over covariance S; below -1
         after an explosion at an inner time.
@@ -143,10 +143,12 @@ class NovikovDiagnostic:
     def threshold(self) -> float:
         """The factor of the reward at which Novikov's condition first fails: > 1 iff it holds for the problem itself.
 
-        Found by doubling and Brent's method to a relative 1e-10; inf when it holds up to a factor 1e6. The condition is
-        monotone in the factor in one dimension and for commuting matrices; otherwise this is one factor at which it
-        changes.
+        Found by doubling and Brent's method to a relative 1e-10; inf for a linear reward, and when it holds up to a
+        factor 1e6. The condition is monotone in the factor in one dimension and for commuting matrices; otherwise this
+        is one factor at which it changes.
         """
+        if not bool(self._riccati.reward.curvature.any()):
+            return math.inf
         low, high = 0.0, 1.0
         while self._riccati.margin(high) > 0:
             low, high = high, 2 * high
@@ -183,4 +185,4 @@ def _martingale_defect(riccati: _Riccati, value: LogQuadratic) -> float:
     except NotPositive:
         return math.inf
     difference = value + direct * -1.0
-    return float(max(difference.curvature.abs().max(), difference.linear.abs().max(), abs(difference.constant)))
+    return max(float(difference.curvature.abs().max()), float(difference.linear.abs().max()), abs(difference.constant))

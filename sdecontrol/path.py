@@ -72,7 +72,9 @@ class Path:
         Raises: NotDefined when the start was given as states, which have no law.
         """
         if self.initial_law is None:
-            raise NotDefined("the paths started from given states, not from a law; pass initial=<law> to have a log ratio")
+            raise NotDefined(
+                "the paths started from given states, not from a law; pass initial=<law> to have a log ratio"
+            )
         return self.weights.log_ratio()
 
     def replay(self, control: Any, initial: Law | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from sdecontrol.moments import AffineChain, ChainStep
 from sdecontrol.rewards import Quadratic
 
 Controlled = tuple[Any | None, Law | None]
+Feedback = tuple[Tensor, Tensor]
 
 
 class PathDivergence:
@@ -38,7 +39,7 @@ class PathDivergence:
         self._initial = [self.chain.initial if law is None else law for _, law in (first, second)]
 
     @cached_property
-    def _delta(self) -> list[tuple[Tensor, Tensor]]:
+    def _delta(self) -> list[Feedback]:
         return [(b1 - b2, c1 - c2) for (b1, c1), (b2, c2) in zip(*self._feedback)]
 
     def log_moment(self, order: float, reward: Quadratic | None = None, temperature: float = 1.0) -> float:
@@ -59,7 +60,7 @@ class PathDivergence:
             return math.inf
         return start.expected(law).constant
 
-    def _backward(self) -> Iterable[tuple[ChainStep, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]]:
+    def _backward(self) -> Iterable[tuple[ChainStep, Feedback, Feedback, Feedback]]:
         return reversed(list(zip(self.chain.steps, self._delta, *self._feedback)))
 
     def _kl(self, direction: int) -> float:

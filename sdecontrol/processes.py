@@ -133,7 +133,7 @@ class Process(ABC):
     def default_kernel(self) -> Kernel: ...
 
     def to_torchsde(self, control: Any = None) -> torch.nn.Module:
-        """This process (controlled, if a control is given) as an object that torchsde.sdeint takes; h is the reference drift."""
+        """This process, controlled if a control is given, as an object that torchsde.sdeint takes."""
         from sdecontrol.torchsde_adapter import ProcessSDE
 
         return ProcessSDE(self, control)
@@ -154,19 +154,30 @@ class ReverseProcess(Process):
         check(isinstance(schedule, Schedule), f"schedule {schedule!r}", "a Schedule such as sc.VP()")
         self.schedule, self.model = schedule, as_score_model(model, schedule)
         shape = event_shape or self.model.event_shape or (initial.event_shape if isinstance(initial, Law) else None)
-        check(shape is not None, "a network without an event shape", "the shape of one sample",
-              "Pass event_shape=(d,) to the process.")  # fmt: skip
-        self.event_shape: tuple[int, ...] = tuple(shape)
+        check(
+            shape is not None,
+            "a network without an event shape",
+            "the shape of one sample",
+            "Pass event_shape=(d,) to the process.",
+        )
+        self.event_shape: tuple[int, ...] = tuple(shape or ())
         self.horizon = schedule.horizon
         if isinstance(initial, str):
             check(initial in ("standard", "marginal"), f"initial={initial!r}", '"standard", "marginal" or a law')
             if initial == "marginal" and not self.has_exact_score:
-                raise BadInput('saw initial="marginal" with a model that is not an exact score; wanted a law whose noised '
-                               'marginal is known. Pass initial="standard" or a law.')  # fmt: skip
+                raise BadInput(
+                    'saw initial="marginal" with a model that is not an exact score; wanted a law whose noised '
+                    'marginal is known. Pass initial="standard" or a law.'
+                )
         else:
-            check(isinstance(initial, Law), f"initial of type {type(initial).__name__}", 'a law, "standard" or "marginal"')
-            check(initial.event_shape == self.event_shape, f"an initial law on {initial.event_shape}",
-                  f"event shape {self.event_shape}, that of the model")  # fmt: skip
+            check(
+                isinstance(initial, Law), f"initial of type {type(initial).__name__}", 'a law, "standard" or "marginal"'
+            )
+            check(
+                initial.event_shape == self.event_shape,
+                f"an initial law on {initial.event_shape}",
+                f"event shape {self.event_shape}, that of the model",
+            )
         self.initial = initial
         self.elementwise, self.dtype = self.model.elementwise, self.model.dtype
 
@@ -258,11 +269,19 @@ class DiffusionProcess(Process):
     """
 
     def __init__(self, drift: Callable[[float, Tensor], Tensor], amplitude: Any, initial: Law, horizon: float = 1.0):
-        check(callable(drift), f"drift of type {type(drift).__name__}", "a function drift(t, x) or sc.Affine(matrix, offset)")
+        check(
+            callable(drift),
+            f"drift of type {type(drift).__name__}",
+            "a function drift(t, x) or sc.Affine(matrix, offset)",
+        )
         check(isinstance(initial, Law), f"initial of type {type(initial).__name__}", "a law")
         check(np.isfinite(horizon) and horizon > 0, f"horizon = {horizon}", "a positive number")
         if not callable(amplitude):
-            check(np.isfinite(amplitude) and amplitude >= 0, f"amplitude = {amplitude}", "a number >= 0 or a function of t")
+            check(
+                np.isfinite(amplitude) and amplitude >= 0,
+                f"amplitude = {amplitude}",
+                "a number >= 0 or a function of t",
+            )
         self.drift, self.initial, self.horizon = drift, initial, float(horizon)
         self.event_shape = tuple(initial.event_shape)
         self.dtype = initial.dtype

@@ -70,8 +70,12 @@ class Quadratic(Reward):
         check(k.shape == (d, d), f"curvature of shape {tuple(k.shape)}", f"({d}, {d}), as linear has {d} entries")
         check(bool(torch.isfinite(k).all()), "curvature with NaN or infinite entries", "finite numbers")
         skew = float((k - k.T).abs().max())
-        check(skew <= 1e-10 * (1 + float(k.abs().max())), f"curvature asymmetric by {skew:.3g}", "a symmetric matrix",
-              "Pass (K + K.T) / 2.")  # fmt: skip
+        check(
+            skew <= 1e-10 * (1 + float(k.abs().max())),
+            f"curvature asymmetric by {skew:.3g}",
+            "a symmetric matrix",
+            "Pass (K + K.T) / 2.",
+        )
         self.curvature = (k + k.T) / 2
         self.constant = _number("constant", constant)
         self.is_linear = not bool(self.curvature.any())
@@ -101,8 +105,8 @@ class Quadratic(Reward):
         smallest = float(torch.linalg.eigvalsh(b)[0])
         if smallest <= 0:
             raise NoTilt(
-                f"E exp(reward/temperature) is infinite: I + S^1/2 K S^1/2 / temperature has eigenvalue {smallest:.6g}; "
-                "wanted a positive matrix. Raise the temperature or lower the positive curvature of the reward.",
+                f"E exp(reward/temperature) is infinite: I + S^1/2 K S^1/2 / temperature has an eigenvalue "
+                f"{smallest:.6g}; wanted a positive matrix. Raise the temperature or lower the positive curvature of the reward.",
                 smallest,
                 temperature,
             )

@@ -46,7 +46,8 @@ def simulate(
     control: None, an sc.Control or a function f(step) -> u (n, *event). initial: a law, or states (n, *event).
     keep: "all" stores states and noises; "ends" stores ends and running sums, O(n d). observe(k, t, x) is called at
     every grid time and its results are stacked. grad: keep the autograd graph (one worker, nothing detached).
-    dtype: of the states; default the process's (that of its law; float32 for a network). Exact for the chain; distance to the continuum is the kernel's.
+    dtype: of the states; default the process's (that of its law; float32 for a network).
+    Exact for the chain; its distance to the continuum is the kernel's.
     The same noise bits for any n and workers; the same state bits too when model and control are closed forms.
     Raises: InfiniteKL when a control meets a noiseless step before the last; NotFinite naming step, time and culprit.
     """
@@ -73,33 +74,44 @@ def simulate(
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(lambda index: job.run(index, out), indices))
     return Path(
-        process, resolved, transitions, control is not None, None if isinstance(start, Tensor) else start, reference,
+        process,
+        resolved,
+        transitions,
+        control is not None,
+        None if isinstance(start, Tensor) else start,
+        reference,
         **out.collect(),
-    )  # fmt: skip
+    )
 
 
 def prepare(process: Process, kernel: Kernel, grid: ResolvedGrid, control: Any = None) -> list[Transition]:
-    """The kernel's transitions on a grid. Raises InfiniteKL when a control would act on a noiseless step before the last."""
+    """The kernel's transitions on a grid. Raises InfiniteKL when a control would meet a noiseless step before the last."""
     times = [float(t) for t in grid.times]
     transitions = [kernel.transition(process, t, t_next) for t, t_next in zip(times[:-1], times[1:], strict=True)]
     if control is not None:
         for k, transition in enumerate(transitions[:-1]):
             if transition.noiseless:
                 raise InfiniteKL(
-                    f"step {k} (t = {transition.t:.6g}) of {kernel!r} has no noise, so any control there has infinite KL; "
-                    "wanted std > 0 before the last step. Use eta > 0 or another kernel."
+                    f"step {k} (t = {transition.t:.6g}) of {kernel!r} has no noise, so any control there has "
+                    "infinite KL; wanted std > 0 before the last step. Use eta > 0 or another kernel."
                 )
     return transitions
 
 
 def _start(process: Process, initial: Law | Tensor, n: int) -> Law | Tensor:
     if isinstance(initial, Tensor):
-        check(tuple(initial.shape) == (n, *process.event_shape), f"initial states of shape {tuple(initial.shape)}",
-              f"{(n, *process.event_shape)}: one state a path")  # fmt: skip
+        check(
+            tuple(initial.shape) == (n, *process.event_shape),
+            f"initial states of shape {tuple(initial.shape)}",
+            f"{(n, *process.event_shape)}: one state a path",
+        )
         return initial
     check(isinstance(initial, Law), f"initial of type {type(initial).__name__}", "a law or a tensor of states")
-    check(tuple(initial.event_shape) == process.event_shape, f"an initial law on {tuple(initial.event_shape)}",
-          f"event shape {process.event_shape}, that of the process")  # fmt: skip
+    check(
+        tuple(initial.event_shape) == process.event_shape,
+        f"an initial law on {tuple(initial.event_shape)}",
+        f"event shape {process.event_shape}, that of the process",
+    )
     return initial
 
 
@@ -165,7 +177,9 @@ class _Job:
     def _initial(self, index: int, size: int, count: int) -> Tensor:
         if isinstance(self.start, Tensor):
             x = self.start[index * size : index * size + count]
-            return torch.cat([x, x[-1:].expand(size - count, *x.shape[1:])]) if self.whole_blocks and count < size else x
+            return (
+                torch.cat([x, x[-1:].expand(size - count, *x.shape[1:])]) if self.whole_blocks and count < size else x
+            )
         return self.start.draw(self.noise.block("initial", index, self.n, self.process.event_shape))
 
 
@@ -174,8 +188,13 @@ def _diagnose(k: int, transition: Transition, x: Tensor, w: Tensor | None) -> No
     if w is not None and not torch.isfinite(w).all():
         raise NotFinite("the control", k, transition.t, advice="Check the control's formula at this time.")
     if not torch.isfinite(x).all():
-        raise NotFinite("the process's drift or score", k, transition.t, "a state that is not finite",
-                        "A finer grid near the data, or another kernel, may keep the chain stable.")  # fmt: skip
+        raise NotFinite(
+            "the process's drift or score",
+            k,
+            transition.t,
+            "a state that is not finite",
+            "A finer grid near the data, or another kernel, may keep the chain stable.",
+        )
 
 
 class _Buffers:
@@ -188,12 +207,11 @@ class _Buffers:
         self.blocks: dict[str, dict[Any, Tensor]] = {}
         self.arrays: dict[str, Tensor] = {}
         if not self.grad:
-            state = {"dtype": job.dtype}
-            self.arrays["initial"], self.arrays["terminal"] = torch.empty(n, *event, **state), torch.empty(n, *event, **state)
-            self.arrays["weights"] = torch.empty(3, n, dtype=torch.float64)
+            shapes = {"initial": (n, *event), "terminal": (n, *event)}
             if job.keep:
-                self.arrays["states"] = torch.empty(steps + 1, n, *event, **state)
-                self.arrays["noises"] = torch.empty(steps, n, *event, **state)
+                shapes |= {"states": (steps + 1, n, *event), "noises": (steps, n, *event)}
+            self.arrays = {name: torch.empty(shape, dtype=job.dtype) for name, shape in shapes.items()}
+            self.arrays["weights"] = torch.empty(3, n, dtype=torch.float64)
 
     def _put(self, name: str, index: int, k: int | None, value: Tensor) -> None:
         if name not in self.arrays:
@@ -209,7 +227,9 @@ class _Buffers:
         seen = self.job.observe(k, t, x[:count])
         if not isinstance(seen, Tensor) or len(seen) != count:
             shape = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
-            raise BadInput(f"saw an observer result of {shape} at step {k} (t = {t:.6g}); wanted a tensor ({count}, ...).")
+            raise BadInput(
+                f"saw an observer result of {shape} at step {k} (t = {t:.6g}); wanted a tensor ({count}, ...)."
+            )
         if not torch.isfinite(seen).all():
             raise NotFinite("the observer (or running reward)", k, t)
         self._put("observed", index, k, seen)
@@ -236,7 +256,10 @@ class _Buffers:
 
     def finite(self, index: int) -> bool:
         rows = slice(index * self.size, (index + 1) * self.size)
-        return bool(torch.isfinite(self.arrays["terminal"][rows]).all() and torch.isfinite(self.arrays["weights"][:, rows]).all())
+        return bool(
+            torch.isfinite(self.arrays["terminal"][rows]).all()
+            and torch.isfinite(self.arrays["weights"][:, rows]).all()
+        )
 
     def collect(self) -> dict[str, Any]:
         """The fields of a Path: blocks joined along the paths, steps stacked in front."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class StepView:
     """The step from (t, x) to t_next as a control sees it, before the noise is drawn.
 
-    x, mean, score, x0_hat: (n, *event); std a number (a (d, d) matrix for kernels with a matrix noise); dt = t_next - t.
+    x, mean, score, x0_hat: (n, *event); std a number, or (d, d) for kernels with a matrix noise; dt = t_next - t.
     A control returns u, and the step is x+ = mean + std (xi + sqrt(dt) u).
     """
 
@@ -87,6 +87,8 @@ def advance(
         return transition.finish(process, state, step.mean, xi), None
     u = control(step)
     if u.shape != x.shape:
-        check(False, f"a control of shape {tuple(u.shape)} at step {k} (t = {step.t:.6g})", f"{tuple(x.shape)}, that of x")
+        check(
+            False, f"a control of shape {tuple(u.shape)} at step {k} (t = {step.t:.6g})", f"{tuple(x.shape)}, that of x"
+        )
     w = u * transition.dt**0.5
     return transition.finish(process, state, step.mean, xi + w), w

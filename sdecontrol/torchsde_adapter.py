@@ -16,7 +16,7 @@ _PROBES = ((0.0, 0.0), (0.31, 1.0), (0.77, -2.5))
 
 
 class ProcessSDE(torch.nn.Module):
-    """f = drift + amplitude u, g = amplitude on the diagonal, h = reference drift, so that logqp=True gives the path KL.
+    """f = drift + amplitude u, g = amplitude on the diagonal, h = reference drift: logqp=True gives the path KL.
 
     Shapes: states (n, d). Only controls of (t, x) can be used: torchsde has no step to show a control.
     """
@@ -42,7 +42,9 @@ class ProcessSDE(torch.nn.Module):
 def process_from_sde(kind: type[DiffusionProcess], sde: Any, initial: Law, horizon: float) -> DiffusionProcess:
     """DiffusionProcess with the drift and the amplitude of a torchsde object whose noise is scalar and state-free."""
     check(getattr(sde, "sde_type", None) == "ito", f"sde_type {getattr(sde, 'sde_type', None)!r}", "an Ito SDE")
-    check(sde.noise_type in ("diagonal", "additive"), f"noise_type {sde.noise_type!r}", '"diagonal" or "additive" noise')
+    check(
+        sde.noise_type in ("diagonal", "additive"), f"noise_type {sde.noise_type!r}", '"diagonal" or "additive" noise'
+    )
     d = initial.event_shape[0]
 
     def matrix(t: float, x: Tensor) -> Tensor:
@@ -51,10 +53,16 @@ def process_from_sde(kind: type[DiffusionProcess], sde: Any, initial: Law, horiz
 
     for fraction, value in _PROBES:
         g = matrix(fraction * horizon, torch.full((2, d), value, dtype=torch.float64))
-        scalar = matrix(fraction * horizon, torch.zeros(2, d, dtype=torch.float64))[0, 0, 0] * torch.eye(d, dtype=torch.float64)
+        scalar = matrix(fraction * horizon, torch.zeros(2, d, dtype=torch.float64))[0, 0, 0] * torch.eye(
+            d, dtype=torch.float64
+        )
         same = g.shape[-1] == d and torch.allclose(g, scalar.expand_as(g), rtol=1e-6, atol=1e-12)
-        check(same, f"noise that depends on the state or is not isotropic at t = {fraction * horizon:.3g}",
-              "g(t, x) = amplitude(t) I", "Only scalar, state-free noise has a path KL against every control.")  # fmt: skip
+        check(
+            same,
+            f"noise that depends on the state or is not isotropic at t = {fraction * horizon:.3g}",
+            "g(t, x) = amplitude(t) I",
+            "Only scalar, state-free noise has a path KL against every control.",
+        )
     probe = torch.zeros(1, d, dtype=torch.float64)
     return kind(
         lambda t, x: sde.f(torch.tensor(t, dtype=x.dtype), x),

@@ -1,7 +1,8 @@
 """Brute force for affine chains, in numpy: one big standard normal vector zeta = (y, z_1, ..., z_K).
 
-x_0 = m_0 + root y, x_{k+1} = M_k x_k + m_k + N_k z_{k+1}, so every x_k is affine in zeta, every quadratic reward and every
-log ratio is a quadratic c + g . zeta - zeta' K zeta / 2, and all expectations are determinants. Shares nothing with the library.
+x_0 = m_0 + root y, x_{k+1} = M_k x_k + m_k + N_k z_{k+1}, so every x_k is affine in zeta, every quadratic reward and
+every log ratio is a quadratic c + g . zeta - zeta' K zeta / 2, and all expectations are determinants. Nothing is shared
+with the library but the steps themselves.
 """
 
 from __future__ import annotations

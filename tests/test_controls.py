@@ -32,7 +32,9 @@ def test_from_score_is_the_kernel_of_the_changed_score():
     changed = sc.ReverseProcess(sc.VP(), sc.PerturbedScore(LAW, bias=delta))
     one = sc.TimeGrid.explicit([0.5, 0.52])
     for kernel in (sc.EulerMaruyama(), sc.Exponential(), sc.Ancestral(), sc.DDIM(0.7)):
-        ours = sc.simulate(PROCESS, lambda s: s.from_score(delta.expand(5, 2)), X, grid=one, kernel=kernel, n=5).terminal
+        ours = sc.simulate(
+            PROCESS, lambda s: s.from_score(delta.expand(5, 2)), X, grid=one, kernel=kernel, n=5
+        ).terminal
         assert torch.allclose(ours, sc.simulate(changed, None, X, grid=one, kernel=kernel, n=5).terminal, atol=1e-12)
 
 
@@ -82,7 +84,10 @@ def test_algebra():
 
 def test_affine_control_on_a_grid():
     times = np.array([0.0, 0.3, 1.0])
-    gains, offsets = torch.stack([torch.eye(2), 2 * torch.eye(2)]).double(), torch.tensor([[0.0, 1.0], [2.0, 3.0]]).double()
+    gains, offsets = (
+        torch.stack([torch.eye(2), 2 * torch.eye(2)]).double(),
+        torch.tensor([[0.0, 1.0], [2.0, 3.0]]).double(),
+    )
     control = sc.AffineControl.on_grid(times, gains, offsets)
     assert torch.allclose(control(0.3, X), 2 * X + offsets[1])
     with pytest.raises(sc.BadInput, match="grid times"):

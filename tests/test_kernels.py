@@ -14,9 +14,15 @@ from sdecontrol.step import advance
 LAW = sc.Gaussian([1.0, -0.5], [[1.0, 0.3], [0.3, 0.5]])
 SCHEDULES = [sc.VP(), sc.VE(sigma_max=8.0), sc.SubVP(), sc.Cosine(), sc.Tabulated.stable_diffusion()]
 ALL = [
-    sc.EulerMaruyama(), sc.Exponential(), sc.Ancestral(), sc.Ancestral(variance="large"), sc.DDIM(), sc.DDIM(0.4),
-    sc.SecondOrder(), sc.ExactTransition(),
-]  # fmt: skip
+    sc.EulerMaruyama(),
+    sc.Exponential(),
+    sc.Ancestral(),
+    sc.Ancestral(variance="large"),
+    sc.DDIM(),
+    sc.DDIM(0.4),
+    sc.SecondOrder(),
+    sc.ExactTransition(),
+]
 
 
 def process(schedule=SCHEDULES[0], law=LAW):
@@ -97,7 +103,10 @@ def test_exponential_solves_the_frozen_score_equation(schedule):
         y = solve_ivp(ode, (a, b), y, rtol=1e-11, atol=1e-12).y[:, -1]
     assert c_x == pytest.approx(y[0], rel=1e-7)
     assert c_f == pytest.approx(y[1], rel=1e-7)
-    growth = lambda tau: p.amplitude(tau) ** 2 * (schedule.alpha(p.noise_level(t_next)) / schedule.alpha(p.noise_level(tau))) ** 2  # noqa: E731
+
+    def growth(tau: float) -> float:
+        return (p.amplitude(tau) * schedule.alpha(p.noise_level(t_next)) / schedule.alpha(p.noise_level(tau))) ** 2
+
     variance = sum(quad(growth, a, b, epsrel=1e-10)[0] for a, b in zip(kinks[:-1], kinks[1:], strict=True))
     assert std**2 == pytest.approx(variance, rel=1e-6)
 

@@ -75,7 +75,9 @@ def test_coarse_noise_is_the_same_brownian_path():
     noise = sc.Noise(5)
     increments = [z * np.sqrt(dt) for z, dt in zip(noise.steps(0, (1,), fine), np.diff(fine), strict=False)]
     brownian = torch.cumsum(torch.stack(increments).double(), 0)
-    ours = [z * np.sqrt(dt) for z, dt in zip(noise.coarsened(fine).steps(0, (1,), coarse), np.diff(coarse), strict=False)]
+    ours = [
+        z * np.sqrt(dt) for z, dt in zip(noise.coarsened(fine).steps(0, (1,), coarse), np.diff(coarse), strict=False)
+    ]
     for k, total in enumerate(torch.cumsum(torch.stack(ours).double(), 0)):
         at = int(np.searchsorted(fine, coarse[k + 1])) - 1
         assert torch.allclose(total, brownian[at], atol=1e-5)

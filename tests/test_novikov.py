@@ -1,7 +1,8 @@
-"""Novikov thresholds against Fredholm determinants of the Ornstein-Uhlenbeck covariance, and martingales by simulation-free routes.
+"""Novikov thresholds against Fredholm determinants of the Ornstein-Uhlenbeck covariance.
 
-For a centred Gaussian path with covariance operator C and u* = B(t) Y, E exp(1/2 int |u*|^2) = det(I - B C B)^{-1/2} if the largest
-eigenvalue of B C B is below 1, else infinite. Nystrom's method with Gauss nodes, extrapolated: no Riccati equation anywhere.
+For a centred Gaussian path with covariance operator C and u* = B(t) Y, E exp(1/2 int |u*|^2) = det(I - B C B)^{-1/2} if
+the largest eigenvalue of B C B is below 1, else infinite. Nystrom's method with Gauss nodes, extrapolated: no Riccati
+equation anywhere.
 """
 
 import math
@@ -16,7 +17,9 @@ import sdecontrol as sc
 from sdecontrol.errors import NoClosedForm
 from sdecontrol.novikov import novikov
 
-STATIONARY = sc.ReverseProcess(sc.VP(1.0, 1.0), sc.Gaussian(0.0, 1.0))  # dY = -Y/2 dt + dB, Y_0 ~ N(0, 1): theory, section 2
+STATIONARY = sc.ReverseProcess(
+    sc.VP(1.0, 1.0), sc.Gaussian(0.0, 1.0)
+)  # dY = -Y/2 dt + dB, Y_0 ~ N(0, 1): theory, section 2
 
 
 def stationary(horizon):
@@ -40,13 +43,13 @@ def diagnose(curvature, process=STATIONARY, temperature=1.0):
 
 
 def gain(k, t, horizon=1.0):
-    """u* = -gain(t) y for r = -k x^2/2: gain = k a^2 / (1 + k (1 - a^2)), a = e^{-(horizon-t)/2}; sigma = 1 (theory 1.2)."""
+    """u* = -gain(t) y for r = -k x^2/2: gain = k a^2 / (1 + k (1 - a^2)), a^2 = e^{t - horizon} (theory 1.2)."""
     a2 = np.exp(t - horizon)
     return k * a2 / (1 + k * (1 - a2))
 
 
 def operator_eigenvalues(k, panels, start=0.0, horizon=1.0, from_point=False):
-    """Eigenvalues of gain C gain on [start, horizon]; C(s, t) = e^{-|t-s|/2}, less e^{-(s+t-2 start)/2} from a point."""
+    """Eigenvalues of gain C gain on [start, horizon]; C = e^{-|t-s|/2}, less e^{-(s+t-2 start)/2} from a point."""
     nodes, weights = np.polynomial.legendre.leggauss(6)
     edges = np.linspace(start, horizon, panels + 1)
     t = np.concatenate([(b - a) / 2 * nodes + (a + b) / 2 for a, b in zip(edges, edges[1:])])
@@ -96,8 +99,9 @@ def test_threshold_of_the_convex_side_comes_before_that_of_the_tilt():
 
 
 def test_critical_horizon_of_the_convex_side():
-    """At k -> 1 the gain is 1 and the largest eigenvalue of e^{-|t-s|/2} reaches 1 at horizon 2 pi / (3 sqrt 3): there both
-    thresholds meet (derived: omega tan(omega T/2) = 1/2 with omega^2 = 3/4); on shorter horizons Novikov outlives the tilt."""
+    """At k = 1 the gain is 1, and the largest eigenvalue of e^{-|t-s|/2} is 1 at horizon 2 pi / (3 sqrt 3): there both
+    thresholds meet (derived: omega tan(omega T/2) = 1/2, omega^2 = 3/4); on shorter horizons Novikov outlives the tilt.
+    """
     critical = 2 * math.pi / (3 * math.sqrt(3))
     assert 0.5 * diagnose(-0.5, stationary(critical)).threshold == pytest.approx(1, abs=1e-8)
     assert 0.5 * diagnose(-0.5, stationary(1.0)).threshold > 1
@@ -122,7 +126,7 @@ def test_moment_is_a_fredholm_determinant(k):
 
 
 def test_explosion_from_a_point_is_at_an_inner_time():
-    """From (t, y) the moment is infinite once the largest eigenvalue of the operator on [t, 1], started at a point, reaches 1."""
+    """From (t, y) the moment is infinite once the largest eigenvalue on [t, 1], started at a point, reaches 1."""
     k = 60.0
     found = diagnose(k)
     assert found.explosion_time is not None and 0 < found.explosion_time < 1

@@ -1,11 +1,12 @@
-"""The README's Python blocks run as they stand, each in a fresh namespace after the ones before it."""
+"""The README's Python blocks run as they stand, one after the other, and the documents name what exists."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -21,6 +22,13 @@ def test_first_block_is_short() -> None:
 
 
 def test_links_and_figures_exist() -> None:
-    root = Path(__file__).parents[1]
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (root / target).exists(), target
+        assert (ROOT / target).exists(), target
+
+
+def test_architecture_names_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for path in (ROOT / "sdecontrol").iterdir():
+        name = f"{path.name}/" if path.is_dir() else path.name
+        if not name.startswith("_") and path.suffix in ("", ".py"):
+            assert f" {name}" in text, name

@@ -39,9 +39,10 @@ def test_gaussian_label_is_the_log_likelihood():
 
 @pytest.mark.parametrize("temperature", [0.3, 2.0])
 @pytest.mark.parametrize(
-    "reward", [sc.Linear([0.8]), sc.Quadratic([0.5], [[0.9]], 0.2), sc.Quadratic([0.5], [[-0.2]]), sc.Step([1.5], 0.4, 1.2)],
+    "reward",
+    [sc.Linear([0.8]), sc.Quadratic([0.5], [[0.9]], 0.2), sc.Quadratic([0.5], [[-0.2]]), sc.Step([1.5], 0.4, 1.2)],
     ids=["linear", "concave", "convex", "step"],
-)  # fmt: skip
+)
 def test_log_expectation_against_quadrature(reward, temperature):
     mean, variance = 0.3, 0.7
 
@@ -50,7 +51,9 @@ def test_log_expectation_against_quadrature(reward, temperature):
         return np.exp(r / temperature) * stats.norm.pdf(x, mean, np.sqrt(variance))
 
     value, _ = integrate.quad(integrand, -30, 30, points=[0.4 / 1.5, mean], epsabs=0, epsrel=1e-12, limit=500)
-    ours = reward.log_expectation(torch.tensor([[mean]], dtype=torch.float64), torch.tensor([[variance]], dtype=torch.float64), temperature)
+    ours = reward.log_expectation(
+        torch.tensor([[mean]], dtype=torch.float64), torch.tensor([[variance]], dtype=torch.float64), temperature
+    )
     assert float(ours[0]) == pytest.approx(np.log(value), rel=1e-9, abs=1e-9)
 
 

@@ -45,7 +45,9 @@ def test_simulated_chain_has_its_own_exact_moments(kernel, initial):
 
 
 def test_general_diffusion_and_its_euler_chain():
-    p = sc.DiffusionProcess(sc.Affine(lambda t: [[-1.0 - t]], lambda t: [0.5 * t]), lambda t: 1.0 + 0.5 * t, sc.Dirac([1.0]))
+    p = sc.DiffusionProcess(
+        sc.Affine(lambda t: [[-1.0 - t]], lambda t: [0.5 * t]), lambda t: 1.0 + 0.5 * t, sc.Dirac([1.0])
+    )
     for kernel in (sc.EulerMaruyama(), sc.SecondOrder()):
         path = sc.simulate(p, grid=sc.TimeGrid.uniform(7), kernel=kernel, n=40_000, keep="ends")
         exact = sc.moments(p, kernel, sc.TimeGrid.uniform(7))
@@ -216,5 +218,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_a_million_paths_with_ends_only_fit_in_a_gigabyte(steps):
     """Memory does not grow with the steps: 20 in every run, 1 000 in the slow one."""
     assert resource.getrusage  # the platform reports memory
-    out = subprocess.run([sys.executable, "-c", MEMORY.replace("STEPS", str(steps))], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", MEMORY.replace("STEPS", str(steps))], capture_output=True, text=True, check=True
+    )
     assert int(out.stdout) * 1024 < 1e9

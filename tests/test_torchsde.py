@@ -31,8 +31,13 @@ def test_paths_agree_with_torchsde_step_by_step(schedule):
     process, grid = sc.ReverseProcess(schedule, LAW), sc.TimeGrid.uniform(64)
     path = sc.simulate(process, grid=grid, kernel=sc.EulerMaruyama(), n=20, noise=sc.Noise(1, torch.float64))
     states = torchsde.sdeint(
-        process.to_torchsde(), path.initial, torch.tensor(path.times), bm=Increments(path.times, path.noises), method="euler", dt=1 / 64
-    )  # fmt: skip
+        process.to_torchsde(),
+        path.initial,
+        torch.tensor(path.times),
+        bm=Increments(path.times, path.noises),
+        method="euler",
+        dt=1 / 64,
+    )
     assert torch.allclose(states, path.states, rtol=1e-9, atol=1e-9)
 
 
@@ -42,12 +47,20 @@ def test_controlled_paths_and_path_kl_agree_with_torchsde():
     path = sc.simulate(process, CONTROL, grid=grid, kernel=sc.EulerMaruyama(), n=20, noise=sc.Noise(1, torch.float64))
     # give torchsde the noise drawn under the control: xi = z - sqrt(dt) u
     dt = torch.tensor(path.grid.dt)
-    shifts = torch.stack([CONTROL(float(t), x) for t, x in zip(path.times, path.states)])[:-1] * dt.sqrt()[:, None, None]
+    shifts = (
+        torch.stack([CONTROL(float(t), x) for t, x in zip(path.times, path.states)])[:-1] * dt.sqrt()[:, None, None]
+    )
     xi = torch.cat([path.noises - shifts, torch.zeros(64, 20, 1)], 2)  # a third coordinate carries the log ratio
     driven = Increments(path.times, xi)
     states, log_ratio = torchsde.sdeint(
-        process.to_torchsde(CONTROL), path.initial, torch.tensor(path.times), bm=driven, method="euler", dt=1 / 64, logqp=True
-    )  # fmt: skip
+        process.to_torchsde(CONTROL),
+        path.initial,
+        torch.tensor(path.times),
+        bm=driven,
+        method="euler",
+        dt=1 / 64,
+        logqp=True,
+    )
     assert torch.allclose(states, path.states, rtol=1e-8, atol=1e-8)
     assert torch.allclose(log_ratio.sum(0), path.weights.energy, rtol=1e-6)
 

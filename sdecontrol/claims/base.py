@@ -120,15 +120,37 @@ class Case:
         """For the choice of test points and test controls; the same at every call."""
         return np.random.default_rng([self.seed, *self.claim.id.encode()])
 
-    def _add(self, quantity: str, left: float, right: float, error: float, digits: float | None, z: float | None,
-             verdict: str, note: str) -> None:  # fmt: skip
+    def _add(
+        self,
+        quantity: str,
+        left: float,
+        right: float,
+        error: float,
+        digits: float | None,
+        z: float | None,
+        verdict: str,
+        note: str,
+    ) -> None:
         name = self.problem.name or "problem"
         self.rows.append(
-            Row(self.claim.id, name, self.rung, quantity, float(left), float(right), float(error), digits, z, verdict, note)
+            Row(
+                self.claim.id,
+                name,
+                self.rung,
+                quantity,
+                float(left),
+                float(right),
+                float(error),
+                digits,
+                z,
+                verdict,
+                note,
+            )
         )
 
-    def identity(self, quantity: str, left: float, right: float, error: float, *, scale: float | None = None,
-                 note: str = "") -> None:  # fmt: skip
+    def identity(
+        self, quantity: str, left: float, right: float, error: float, *, scale: float | None = None, note: str = ""
+    ) -> None:
         """left = right within the computed error (of rounding, quadrature or an ODE solver)."""
         left, right, error = float(left), float(right), float(error)
         verdict = HOLDS if abs(left - right) <= error else VIOLATED
@@ -145,8 +167,16 @@ class Case:
         slack = f"slack {right - left:.3g}"
         self._add(quantity, left, right, error, None, None, verdict, f"{slack}; {note}" if note else slack)
 
-    def sample(self, quantity: str, estimate: Estimate, truth: float | Estimate, *, bias: float = 0.0,
-               scale: float | None = None, note: str = "") -> None:  # fmt: skip
+    def sample(
+        self,
+        quantity: str,
+        estimate: Estimate,
+        truth: float | Estimate,
+        *,
+        bias: float = 0.0,
+        scale: float | None = None,
+        note: str = "",
+    ) -> None:
         """estimate = truth within Z_CRITICAL standard errors (plus a computed bias of the discretisation).
 
         Inconclusive, with the number of samples that would decide, when a gap of RESOLUTION times the scale of the
@@ -175,7 +205,9 @@ class Case:
         z = gap / stderr if stderr > 0 else (0.0 if gap <= 0 else math.inf)
         verdict = VIOLATED if z > Z_CRITICAL else HOLDS
         slack = f"slack {-gap:.3g}"
-        self._add(quantity, estimate.value, other.value, stderr, None, z, verdict, f"{slack}; {note}" if note else slack)
+        self._add(
+            quantity, estimate.value, other.value, stderr, None, z, verdict, f"{slack}; {note}" if note else slack
+        )
 
 
 Check = Callable[[Case], None]
@@ -198,8 +230,9 @@ class Claim:
 
         return register
 
-    def run(self, problem: Problem, *, answers: Any = None, quick: bool = False, seed: int = 0,
-            rungs: Iterable[str] = RUNGS) -> Report:  # fmt: skip
+    def run(
+        self, problem: Problem, *, answers: Any = None, quick: bool = False, seed: int = 0, rungs: Iterable[str] = RUNGS
+    ) -> Report:
         started = time.perf_counter()
         skipped: list[str] = []
         rows: list[Row] = []
@@ -223,7 +256,9 @@ class Claim:
     def _report(self, problem: Problem, rows: list[Row], skipped: list[str], started: float, seed: int) -> Report:
         verdict, reason = overall(rows, skipped)
         name = problem.name or "problem"
-        return Report(self.id, self.title, self.source, name, rows, verdict, reason, time.perf_counter() - started, seed, skipped)
+        return Report(
+            self.id, self.title, self.source, name, rows, verdict, reason, time.perf_counter() - started, seed, skipped
+        )
 
 
 def overall(rows: list[Row], skipped: list[str]) -> tuple[str, str]:
@@ -260,7 +295,9 @@ def verify(id: str, problem: Problem, *, quick: bool = False, seed: int = 0) -> 
     return get_claim(id).run(problem, quick=quick, seed=seed)
 
 
-def iterate_all(problem: Problem, ids: Iterable[str] | None = None, *, quick: bool = False, seed: int = 0) -> Iterator[Report]:
+def iterate_all(
+    problem: Problem, ids: Iterable[str] | None = None, *, quick: bool = False, seed: int = 0
+) -> Iterator[Report]:
     """Reports one after another, so that what is done can be kept when a run is interrupted."""
     for claim in [get_claim(id) for id in ids] if ids else claims():
         yield claim.run(problem, quick=quick, seed=seed)

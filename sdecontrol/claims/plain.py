@@ -1,33 +1,23 @@
-"""The reference output law p_pre and its tilts in plain numpy: the second route of the static claims.
+"""Finite sums of Gaussians and their exponential tilts in plain numpy: the second route of the static claims.
 
-A law is a finite sum of Gaussians; where p_pre is not one (a mixture started from a Gaussian), the start is replaced by
-the nodes of a trapezoidal rule, given which the output is a mixture (theory 1.1 item 1; derived). Nothing here calls the
-library's laws; parameters of the data law, of the schedule and of the start are all that is read.
+Nothing here calls the library's laws. Masses come from quadrature, tilted means and covariances from precisions.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from sdecontrol.claims.base import NotApplicable
-from sdecontrol.claims.quadrature import LOG_2PI, OTHER_SPACING, SPACING, Array, NormalLine, exponential_moments
-from sdecontrol.claims.quadrature import log_sum_exp, normal_nodes
-from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Isotropic, Law, Subspace
-from sdecontrol.processes import Process, ReverseProcess
-
-if TYPE_CHECKING:
-    from sdecontrol.problems.base import Problem
-
-ODE_ERROR = 1e-9
+from sdecontrol.claims.quadrature import LOG_2PI, SPACING, Array, NormalLine, exponential_moments, log_sum_exp
+from sdecontrol.laws import Gaussian, GaussianMixture, Isotropic, Law, Subspace
 
 
 class Quadric(NamedTuple):
@@ -66,7 +56,9 @@ class Cloud:
         root = vectors * np.sqrt(values)
         bends, turn = scipy.linalg.eigh(root.T @ q.curvature @ root)
         if bends[0] <= -1:
-            raise NotApplicable(f"E exp(reward/temperature) is infinite: eigenvalue {1 + bends[0]:.3g} of the tilt's precision")
+            raise NotApplicable(
+                f"E exp(reward/temperature) is infinite: eigenvalue {1 + bends[0]:.3g} of the tilt's precision"
+            )
         slopes = (q.linear - self.means @ q.curvature) @ (root @ turn)
         log_moments, means_of_q = exponential_moments(slopes, np.broadcast_to(bends, slopes.shape), spacing)
         at_means = q(self.means)
@@ -130,24 +122,27 @@ class GaussianSum:
     def along(self, direction: Array) -> NormalLine:
         """The law of direction . X."""
         stds = [np.full(len(c.means), math.sqrt(direction @ c.covariance @ direction)) for c in self.clouds]
-        return NormalLine(self.weights, np.concatenate([c.means @ direction for c in self.clouds]), np.concatenate(stds))
+        return NormalLine(
+            self.weights, np.concatenate([c.means @ direction for c in self.clouds]), np.concatenate(stds)
+        )
 
     def tilt(self, q: Quadric) -> Tilt:
         """The law times e^q. Raises NotApplicable where E e^q is infinite."""
         moved, means_of_q = zip(*(c.tilted(q, SPACING) for c in self.clouds))
-        again = [c.tilted(q, OTHER_SPACING)[0].log_weights for c in self.clouds]
         log_mass = float(log_sum_exp(np.concatenate([c.log_weights for c in moved])))
-        error = abs(log_mass - float(log_sum_exp(np.concatenate(again))))
         law = GaussianSum(tuple(Cloud(c.log_weights - log_mass, c.means, c.covariance) for c in moved))
-        return Tilt(q, log_mass, error, float(law.weights @ np.concatenate(means_of_q)), law)
+        return Tilt(q, log_mass, float(law.weights @ np.concatenate(means_of_q)), law)
+
+    def log_mass(self, q: Quadric, spacing: float) -> float:
+        """log E e^q by a rule of another spacing."""
+        return float(log_sum_exp(np.concatenate([c.tilted(q, spacing)[0].log_weights for c in self.clouds])))
 
 
 class Tilt(NamedTuple):
-    """law = base e^q / E_base e^q, log_mass = log E_base e^q by quadrature with its error, mean_q = E_law q."""
+    """law = base e^q / E_base e^q, log_mass = log E_base e^q by quadrature, mean_q = E_law q."""
 
     q: Quadric
     log_mass: float
-    error: float
     mean_q: float
     law: GaussianSum
 
@@ -179,25 +174,8 @@ class Frame(NamedTuple):
         return self.basis.T @ (law.mean.numpy() - self.offset), turn @ inner.covariance.numpy() @ turn.T
 
 
-class Output(NamedTuple):
-    """p_pre: a Gaussian sum on latent coordinates, and the relative error of the route that made it."""
-
-    law: GaussianSum
-    frame: Frame
-    error: float
-
-
 def whole(dim: int) -> Frame:
     return Frame(np.eye(dim), np.zeros(dim))
-
-
-@lru_cache(maxsize=8)
-def output_law(problem: Problem, spacing: float = SPACING) -> Output:
-    """p_pre from the parameters of the process. Raises NotApplicable where this route knows none."""
-    process = problem.process
-    if isinstance(process, ReverseProcess) and process.has_exact_score:
-        return _reversed(process, spacing)
-    return _propagated(process)
 
 
 def latent_data(law: Law) -> tuple[GaussianSum, Frame]:
@@ -211,64 +189,3 @@ def latent_data(law: Law) -> tuple[GaussianSum, Frame]:
     if isinstance(law, Gaussian | Isotropic) and len(law.event_shape) == 1:
         return GaussianSum((Cloud(np.zeros(1), law.mean.numpy()[None], law.covariance.numpy()),)), frame
     raise NotApplicable(f"the second route knows Gaussian data, mixtures and subspaces, not {type(law).__name__}")
-
-
-def _moments(start: Any) -> tuple[Array, Array]:
-    if isinstance(start, Dirac | Gaussian | Isotropic) and len(start.event_shape) == 1:
-        return start.mean.numpy(), start.covariance.numpy()
-    raise NotApplicable(f"the second route knows Gaussian starts and points, not {type(start).__name__}")
-
-
-def _reversed(process: ReverseProcess, spacing: float) -> Output:
-    """Y_T given Y_0 = y is clean given noisy, sum_i omega_i(y) N(mu_i + J_i (y - a mu_i), P_i), whatever the start."""
-    data, frame = latent_data(process.data_law)
-    if process.initial == "marginal":
-        return Output(data, frame, 0.0)
-    a, h = process.schedule.alpha(process.horizon), process.schedule.h(process.horizon)
-    mean, covariance = _moments(process.initial_law())
-    mean, covariance = frame.basis.T @ (mean - a * frame.offset), frame.basis.T @ covariance @ frame.basis
-    eye = np.eye(data.dim)
-    noisy = [Cloud(c.log_weights, a * c.means, a * a * c.covariance + h * eye) for c in data.clouds]
-    gains = [a * scipy.linalg.solve(s.covariance, c.covariance).T for c, s in zip(data.clouds, noisy)]
-    spreads = [h * scipy.linalg.solve(s.covariance, c.covariance).T for c, s in zip(data.clouds, noisy)]
-    if len(data.clouds) == 1:
-        gain, cloud = gains[0], data.clouds[0]
-        shifted = cloud.means[0] + gain @ (mean - a * cloud.means[0])
-        spread = spreads[0] + gain @ covariance @ gain.T
-        return Output(GaussianSum((Cloud(np.zeros(1), shifted[None], (spread + spread.T) / 2),)), frame, 0.0)
-    y, weights = _start_nodes(mean, covariance, spacing)
-    log_terms = np.hstack([s.log_terms(y) for s in noisy])
-    log_joint = log_terms - log_sum_exp(log_terms, axis=1)[:, None] + np.log(weights)[:, None]
-    clouds = [
-        Cloud(log_joint[:, i], c.means[0] + (y - a * c.means[0]) @ gains[i].T, (spreads[i] + spreads[i].T) / 2)
-        for i, c in enumerate(data.clouds)
-    ]
-    return Output(GaussianSum(tuple(clouds)), frame, 0.0 if len(y) == 1 else math.nan)
-
-
-def _start_nodes(mean: Array, covariance: Array, spacing: float) -> tuple[Array, Array]:
-    if not covariance.any():
-        return mean[None], np.ones(1)
-    if len(mean) > 2:
-        raise NotApplicable('a mixture from a start that is not its noised law has no second route beyond two dimensions; '
-                            'pass initial="marginal"')  # fmt: skip
-    z, weights = normal_nodes(len(mean), spacing)
-    return mean + z @ scipy.linalg.cholesky(covariance, lower=True).T, weights
-
-
-def _propagated(process: Process) -> Output:
-    """Mean and covariance of an affine process by m' = A m + c, V' = A V + V A' + g^2 I."""
-    mean, covariance = _moments(process.initial_law())
-    d = len(mean)
-
-    def rate(t: float, state: Array) -> Array:
-        a, c = (part.numpy() for part in process.affine_drift(min(t, process.horizon)))
-        m, v = state[:d], state[d:].reshape(d, d)
-        dv = a @ v + v @ a.T + process.amplitude(min(t, process.horizon)) ** 2 * np.eye(d)
-        return np.concatenate([a @ m + c, dv.ravel()])
-
-    found = solve_ivp(rate, (0.0, process.horizon), np.concatenate([mean, covariance.ravel()]), method="DOP853",
-                      rtol=1e-12, atol=1e-13)  # fmt: skip
-    end = found.y[:, -1]
-    spread = end[d:].reshape(d, d)
-    return Output(GaussianSum((Cloud(np.zeros(1), end[None, :d], (spread + spread.T) / 2),)), whole(d), ODE_ERROR)

@@ -22,41 +22,36 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sdecontrol.controls import AffineControl
-from sdecontrol.errors import NoClosedForm, NoTilt, ValueBlowUp, check
+from sdecontrol.errors import NoTilt, ValueBlowUp
+from sdecontrol.exact.chain_base import ChainAnswers
+from sdecontrol.exact.chain_reward import ClosedRewardChain
 from sdecontrol.exact.pushforward import gaussian_law, gaussian_parameters, pushforward
 from sdecontrol.exact.quadratic import LogQuadratic, NoiseLaw, NotPositive, covariance_root
 from sdecontrol.laws import Law
-from sdecontrol.moments import AffineChain, ChainStep
-from sdecontrol.rewards import Quadratic, as_quadratic
+from sdecontrol.moments import ChainStep
+from sdecontrol.rewards import as_quadratic
 
 
-class ChainExact:
-    """Closed forms of `problem` on the chain that `kernel` makes of it on `grid`; float64, times are grid times.
+class ChainExact(ChainAnswers):
+    """The optimum of an affine chain with a quadratic reward and running reward. Accuracy: rounding."""
 
-    Attributes that do not exist raise when they are asked for: NoClosedForm (process not affine, reward not quadratic),
-    NoTilt (log Z infinite), ValueBlowUp (the value infinite at an inner step, named). Accuracy: rounding.
-    """
-
-    def __init__(self, problem: Any, kernel: Any, grid: Any):
-        self.problem, self._kernel, self._grid = problem, kernel, grid
-        self.temperature = float(problem.temperature)
-
-    # ------------------------------------------------------------------ the chain, and its value
-
-    @cached_property
-    def chain(self) -> AffineChain:
-        return AffineChain.of(self.problem.process, self._kernel, self._grid)
+    reason = "the reward or the running reward is not quadratic"
 
     @cached_property
     def _rewards(self) -> tuple[LogQuadratic, LogQuadratic | None]:
+        """r / T and running / T."""
         running = self.problem.running_reward
-        terminal = _quadratic("reward", self.problem.reward, self.temperature)
-        return terminal, None if running is None else _quadratic("running reward", running, self.temperature)
+        return self._over_temperature(self.problem.reward), None if running is None else self._over_temperature(running)
+
+    def _over_temperature(self, reward: Any) -> LogQuadratic:
+        quadratic = as_quadratic(reward)
+        if quadratic is None:
+            raise self._no("the optimum")
+        return LogQuadratic.of(quadratic, 1 / self.temperature)
 
     @cached_property
     def _solution(self) -> tuple[list[LogQuadratic], list[NoiseLaw]]:
@@ -81,22 +76,18 @@ class ChainExact:
         return values[::-1], laws[::-1]
 
     def value(self, t: float, x: Tensor) -> Tensor:
-        """v(t, x) = T V_k(x) at a grid time t: (n, d) -> (n,). Raises BadInput at other times, ValueBlowUp."""
+        """T V_k(x) at a grid time t = t_k: (n, d) -> (n,). Raises BadInput at other times, ValueBlowUp."""
         return self.temperature * self._solution[0][self._index(t)](x.to(torch.float64))
-
-    def _index(self, t: float) -> int:
-        times = np.asarray(self.chain.times)
-        k = int(np.abs(times - t).argmin())
-        check(abs(times[k] - t) <= 1e-12 * (1 + abs(t)), f"t = {t}", f"a grid time; the nearest is {times[k]:.17g}",
-              "The continuous problem's value, at any time, is problem.exact.value.")  # fmt: skip
-        return k
 
     # ------------------------------------------------------------------ normaliser, laws, path KL
 
     @cached_property
     def _start(self) -> tuple[float, Law, float]:
         """log Z, the optimal initial law nu* proportional to p_noise e^{V_0}, and KL(nu* || p_noise)."""
-        self._check_tilt()
+        if self.problem.running_reward is None:
+            self.reference.log_expectation(
+                self.problem.reward, self.temperature
+            )  # NoTilt names the admissible curvature
         v0, start = self._solution[0][0], self.chain.initial
         parameters = gaussian_parameters(start)
         if parameters is None:
@@ -107,29 +98,17 @@ class ChainExact:
         try:
             law = v0.noise_law(root)
         except NotPositive as error:
-            raise self._no_tilt(error.eigenvalue) from error
+            raise NoTilt(
+                "E exp(rewards / temperature) under the chain is infinite: with kappa the curvature of "
+                "-v(0, .)/temperature and S the start's covariance, I + S^1/2 kappa S^1/2 has eigenvalue "
+                f"{error.eigenvalue:.6g}; wanted a positive matrix. Raise the temperature or lower the positive "
+                "curvature of the rewards.",
+                error.eigenvalue,
+            ) from error
         shift = law.response @ (v0.linear - v0.curvature @ mean)
         spread = root @ law.root
-        initial = gaussian_law(mean + root @ shift, spread @ spread.mT)
+        initial = gaussian_law(mean + root @ shift, spread @ spread.mT) if bool(root.any()) else start  # a point stays
         return float(v0.expected(law)(mean)), initial, float(shift @ shift) / 2 + law.variance_kl
-
-    def _check_tilt(self) -> None:
-        """Raises NoTilt unless I + S^1/2 K S^1/2 / T is positive, S the covariance of the chain's own output."""
-        terminal, running = self._rewards
-        if running is None and gaussian_parameters(self.chain.initial) is not None:
-            root = covariance_root(self.reference.covariance)
-            smallest = 1 + float(torch.linalg.eigvalsh(root.mT @ terminal.curvature @ root)[0])
-            if smallest <= 0:
-                raise self._no_tilt(smallest)
-
-    def _no_tilt(self, eigenvalue: float) -> NoTilt:
-        return NoTilt(
-            "E exp(reward / temperature) under the chain is infinite: I + S^1/2 K S^1/2 / temperature has eigenvalue "
-            f"{eigenvalue:.6g}, S the covariance of the chain's output (of its start, with a running reward); wanted a "
-            "positive matrix. Raise the temperature or lower the positive curvature of the reward.",
-            eigenvalue,
-            self.temperature,
-        )
 
     @property
     def log_normalizer(self) -> float:
@@ -137,19 +116,9 @@ class ChainExact:
         return self._start[0]
 
     @property
-    def optimum(self) -> float:
-        """T log Z, the largest objective over all laws of (x_0, z_1, ..., z_K)."""
-        return self.temperature * self.log_normalizer
-
-    @property
     def initial(self) -> Law:
         """nu*, the optimal initial law; the same for the full problem and for mean shifts only."""
         return self._start[1]
-
-    @cached_property
-    def reference(self) -> Law:
-        """The chain's own p_pre."""
-        return pushforward(self.chain.initial, self.chain.steps)
 
     @cached_property
     def terminal(self) -> Law:
@@ -170,8 +139,8 @@ class ChainExact:
         """sum_k E KL(optimal kernel || kernel) under the optimum; each is |w|^2/2 + [tr H^-1 - d + log det H]/2."""
         means, covariances = self.chain.propagate(self.initial.mean, self.initial.covariance, self._optimal_steps)
         return sum(
-            LogQuadratic.square(*shift, 0.5).mean(m, c) + law.variance_kl
-            for shift, law, m, c in zip(self._shifts, self._solution[1], means, covariances)
+            LogQuadratic.square(gain, offset, 0.5).mean(m, c) + law.variance_kl
+            for (gain, offset), law, m, c in zip(self._shifts, self._solution[1], means, covariances)
         )
 
     @property
@@ -251,13 +220,11 @@ class ChainExact:
         return self.objective_untilted - self.loss
 
 
-def _quadratic(name: str, reward: Any, temperature: float) -> LogQuadratic:
-    """reward / temperature. Raises NoClosedForm for anything but a quadratic."""
-    quadratic: Quadratic | None = as_quadratic(reward)
-    if quadratic is None:
-        kind = type(reward).__name__
-        raise NoClosedForm(f"the chain's optimum is closed for quadratic rewards; the {name} is a {kind}")
-    return LogQuadratic.of(quadratic, 1 / temperature)
+def exact_chain(problem: Any, kernel: Any, grid: Any) -> ChainAnswers:
+    """The answers about the chain: `ChainExact` for quadratic rewards, else `ClosedRewardChain`."""
+    running = problem.running_reward
+    quadratic = as_quadratic(problem.reward) and (running is None or as_quadratic(running))
+    return (ChainExact if quadratic else ClosedRewardChain)(problem, kernel, grid)
 
 
-__all__ = ["ChainExact"]
+__all__ = ["ChainExact", "exact_chain"]

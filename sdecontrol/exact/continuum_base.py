@@ -11,8 +11,21 @@ from __future__ import annotations
 from torch import Tensor
 
 from sdecontrol.controls import Control
-from sdecontrol.errors import NoClosedForm, check
+from sdecontrol.errors import NoClosedForm, NoTilt, ValueBlowUp, check
 from sdecontrol.laws import Law
+
+
+class BlowUp(ValueBlowUp, NoTilt):
+    """The value is infinite up to `time`; a fortiori the tilt does not exist."""
+
+    def __init__(self, time: float, tilt: NoTilt | None = None):
+        super().__init__(
+            f"the value is infinite for every generation time t <= {time:.6g}: there the reward curves upwards faster "
+            "than the law of what is ahead decays. Lower the positive curvature of the reward or raise the temperature.",
+            time,
+        )
+        if tilt is not None:
+            self.eigenvalue, self.largest_curvature = tilt.eigenvalue, tilt.largest_curvature
 
 
 class ContinuumExact:

@@ -21,12 +21,19 @@ from sdecontrol.rewards import Quadratic, Reward
 
 
 class Component:
-    """One Gaussian of the data law with a quadratic reward; f = r(mu + .)/temperature is the reward about its mean."""
+    """One Gaussian of the data law with a quadratic reward; `reward` is f = r(mu + .)/temperature, about its mean."""
 
-    def __init__(self, law: Gaussian, reward: Quadratic, temperature: float):
-        self.law, self.spectrum = law, law.spectrum
+    def __init__(self, law: Gaussian, reward: LogQuadratic):
+        self.law, self.spectrum, self.reward = law, law.spectrum, reward
+
+    @classmethod
+    def of(cls, law: Gaussian, reward: Quadratic, temperature: float) -> Component:
         eye = torch.eye(law.dim, dtype=torch.float64)
-        self.reward = LogQuadratic.of(reward, 1 / temperature).compose(eye, law.mean)
+        return cls(law, LogQuadratic.of(reward, 1 / temperature).compose(eye, law.mean))
+
+    def scaled(self, factor: float) -> Component:
+        """The same component with `factor` times the reward."""
+        return Component(self.law, self.reward * factor)
 
     def noise(self, a: float, h: float) -> Tensor:
         """N (d, d) with N N' = P, the covariance of clean given noisy."""

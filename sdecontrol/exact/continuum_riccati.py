@@ -23,9 +23,9 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from sdecontrol.controls import AffineControl, Control
-from sdecontrol.errors import NoClosedForm, ValueBlowUp
-from sdecontrol.exact.continuum_base import ContinuumExact
-from sdecontrol.exact.continuum_score import BlowUp, tilt_kl
+from sdecontrol.errors import NoClosedForm
+from sdecontrol.exact.continuum_base import BlowUp, ContinuumExact
+from sdecontrol.exact.continuum_score import tilt_kl
 from sdecontrol.exact.pushforward import gaussian_law, gaussian_parameters
 from sdecontrol.exact.quadratic import LogQuadratic, symmetric
 from sdecontrol.laws import Law
@@ -64,14 +64,10 @@ class Backward:
         if self.solution.status != 0:
             raise NoClosedForm(f"the Riccati equation could not be solved below t = {self.solution.t[-1]:.6g}")
 
-    def _blow_up(self, t: float, y: Array) -> ValueBlowUp:
+    def _blow_up(self, t: float, y: Array) -> BlowUp:
         """Close to its pole an eigenvalue of kappa is -1 / (sigma^2 (t - t_pole))."""
-        pole = t + 1 / (self.process.amplitude(t) ** 2 * float(np.linalg.eigvalsh(self._split(y)[0])[0]))
-        return ValueBlowUp(
-            f"the value is infinite for every generation time t <= {pole:.6g}. Lower the positive curvature of the rewards, "
-            "shorten the horizon or raise the temperature.",
-            pole,
-        )
+        steepest = -float(np.linalg.eigvalsh(self._split(y)[0])[0])
+        return BlowUp(max(t - 1 / (self.process.amplitude(t) ** 2 * steepest), 0.0))
 
     def _split(self, y: Array) -> tuple[Array, Array, Array]:
         """The first quadratic in y: matrix, vector, number."""

@@ -17,8 +17,8 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from sdecontrol.controls import AffineControl, Control, StateControl
-from sdecontrol.errors import NoClosedForm, NoTilt, ValueBlowUp
-from sdecontrol.exact.continuum_base import ContinuumExact
+from sdecontrol.errors import NoClosedForm, NoTilt
+from sdecontrol.exact.continuum_base import BlowUp, ContinuumExact
 from sdecontrol.exact.continuum_flow import DataLaw, Flow, components, log_weights, mixture
 from sdecontrol.exact.continuum_level import AffineLevel, Component, Level, QuadraticLevel, about
 from sdecontrol.exact.pushforward import gaussian_law
@@ -28,19 +28,6 @@ from sdecontrol.rewards import Quadratic, Reward
 from sdecontrol.schedules import Schedule
 
 _KEPT_LEVELS = 2048
-
-
-class BlowUp(ValueBlowUp, NoTilt):
-    """The value is infinite up to `time`; a fortiori the tilt does not exist."""
-
-    def __init__(self, time: float, eigenvalue: float):
-        NoTilt.__init__(self, "", eigenvalue)
-        ValueBlowUp.__init__(
-            self,
-            f"the value is infinite for every generation time t <= {time:.6g}: there the reward curves upwards faster than "
-            "the law of Y_T given Y_t decays. Lower the positive curvature of the reward or raise the temperature.",
-            time,
-        )
 
 
 class ScoreExact(ContinuumExact):
@@ -120,18 +107,27 @@ class QuadraticScore(ScoreExact):
     ):
         super().__init__(law, schedule, reward, temperature, flow, reason)
         self.quadratic = reward
-        self.components = [Component(component, reward, temperature) for component in components(law)]
+        self.components = [Component.of(component, reward, temperature) for component in components(law)]
 
     def _level(self, s: float) -> Level:
         return QuadraticLevel(log_weights(self.law), self.components, self.schedule.alpha(s), self.schedule.h(s))
 
     def check_existence(self) -> None:
         """P grows with the noise level, so the value is finite at every time iff at t = 0; then C has the last word."""
-        lowest = self._lowest(self.horizon)
-        if lowest <= 0:
-            raise BlowUp(self.horizon - brentq(self._lowest, 0.0, self.horizon, xtol=1e-15, rtol=1e-14), lowest)
+        tilt = self._no_tilt()
+        if self._lowest(self.horizon) <= 0:
+            raise BlowUp(self.horizon - brentq(self._lowest, 0.0, self.horizon, xtol=1e-15, rtol=1e-14), tilt)
+        if tilt is not None:
+            raise tilt
+
+    def _no_tilt(self) -> NoTilt | None:
+        """Why C is infinite, where it is known to be."""
         if self._flow is not None:
-            self.log_normalizer  # noqa: B018  raises NoTilt
+            try:
+                self.log_normalizer  # noqa: B018  asks whether it exists
+            except NoTilt as error:
+                return error
+        return None
 
     def _lowest(self, s: float) -> float:
         a, h = self.schedule.alpha(s), self.schedule.h(s)

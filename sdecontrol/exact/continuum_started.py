@@ -14,11 +14,12 @@ from collections.abc import Callable
 from functools import cached_property
 
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from sdecontrol.errors import NoClosedForm, NoTilt
 from sdecontrol.exact.continuum_flow import DataLaw
-from sdecontrol.exact.continuum_level import QuadraticLevel
+from sdecontrol.exact.continuum_level import QuadraticLevel, about
 from sdecontrol.exact.continuum_quadrature import (
     LARGEST_DIMENSION,
     Integral,
@@ -30,9 +31,8 @@ from sdecontrol.exact.continuum_quadrature import (
 )
 from sdecontrol.exact.continuum_score import QuadraticScore, ScoreExact
 from sdecontrol.exact.continuum_step import StepScore
-from sdecontrol.exact.quadratic import LogQuadratic, symmetric
-from sdecontrol.laws import Gaussian, Law
-from sdecontrol.laws.tilted import TiltedLaw
+from sdecontrol.exact.quadratic import LogQuadratic, covariance_root, symmetric
+from sdecontrol.laws import Gaussian, Law, TiltedLaw
 from sdecontrol.rewards import Quadratic, Step
 from sdecontrol.schedules import Schedule
 
@@ -127,22 +127,45 @@ class StartedQuadratic(StartedScore, QuadraticScore):
         super().__init__(law, schedule, reward, temperature, None, _ADVICE)
         self.start = start
 
-    def check_existence(self) -> None:
-        """v exists where every E_i does; C where the reward leaves p_noise sum_i omega_i E_i integrable."""
-        super().check_existence()
-        if self.dim <= LARGEST_DIMENSION:
-            self._envelopes  # noqa: B018  raises NoTilt
+    def _no_tilt(self) -> NoTilt | None:
+        """C is finite iff p_noise sum_i omega_i E_i decays in every direction; not asked above two dimensions."""
+        if self.dim > LARGEST_DIMENSION or self._lowest(self.horizon) <= 0:
+            return None
+        margin = self._margin(1.0)
+        if margin > 0:
+            return None
+        steepest = -float(torch.linalg.eigvalsh(self.quadratic.curvature)[0])
+        largest = steepest * brentq(self._margin, 0.0, 1.0, xtol=1e-15, rtol=1e-14)
+        return NoTilt(
+            f"E exp(reward/temperature) is infinite: in units of the start its exponent has the curvature {margin:.6g} in "
+            f"some direction; wanted a positive one. The reward curves upwards by {steepest:.6g}; shrink its curvature below "
+            f"{largest:.6g} or raise the temperature.",
+            margin,
+            largest,
+        )
 
-    @cached_property
-    def _envelopes(self) -> list[Gaussian]:
+    def _margin(self, scale: float) -> float:
+        """Lowest curvature, in units of the start, of -log(p_noise omega_i E_i) far out, for `scale` times the reward."""
+        root = covariance_root(self.start.covariance)
+        return min(
+            _lowest_in_any_direction([symmetric(root.mT @ bound.curvature @ root) for bound in bounds])
+            for bounds in self._bounds(scale)
+        )
+
+    def _bounds(self, scale: float) -> list[list[LogQuadratic]]:
+        """For each i, logs of p_noise E_i omega_i/omega_j for j = i and then every j: bounds of p_noise omega_i E_i."""
         a, h = self.schedule.alpha(self.horizon), self.schedule.h(self.horizon)
         start = _log_density(self.start)
         densities = [_log_density(component.law.noised(a, h)) for component in self.components]
-        growths = [LogQuadratic.of(growth) for growth in self.growth(self.horizon)]
+        growths = [about(c.scaled(scale).growth(a, h), a * c.law.mean) for c in self.components]
         return [
-            _gaussian([start + growth + own + other * -1.0 for other in [own, *densities]])
+            [start + growth + own + other * -1.0 for other in [own, *densities]]
             for own, growth in zip(densities, growths)
         ]
+
+    @cached_property
+    def _envelopes(self) -> list[Gaussian]:
+        return [_gaussian(bounds) for bounds in self._bounds(1.0)]
 
     def marginal(self, t: float) -> Law:
         """varrho_t p^r_s / C', p^r the tilted data law, nearly constant weights, where p^r exists; else on p_s."""
@@ -203,18 +226,11 @@ def _log_density(law: Gaussian) -> LogQuadratic:
     return LogQuadratic(symmetric(precision), precision @ law.mean, 0.0)
 
 
-def _gaussian(candidates: list[LogQuadratic]) -> Gaussian:
-    """The first e^{candidate} that is integrable, normalised. Raises NoTilt where their minimum is not integrable."""
-    found = next((c for c in candidates if float(torch.linalg.eigvalsh(c.curvature)[0]) > 0), None)
+def _gaussian(bounds: list[LogQuadratic]) -> Gaussian:
+    """The first integrable e^{bound}, normalised."""
+    found = next((bound for bound in bounds if float(torch.linalg.eigvalsh(bound.curvature)[0]) > 0), None)
     if found is None:
-        lowest = _lowest_in_any_direction([candidate.curvature for candidate in candidates])
-        if lowest > 0:
-            raise NoClosedForm("no single Gaussian bounds the integrand over the start, so quadrature does not know where to look")
-        raise NoTilt(
-            f"E exp(reward/temperature) is infinite: in some direction of the start its exponent has the curvature {-lowest:.6g}; "
-            "wanted a negative one. Raise the temperature or lower the positive curvature of the reward.",
-            lowest,
-        )
+        raise NoClosedForm("no single Gaussian bounds the integrand over the start: quadrature does not know where to look")
     covariance = symmetric(torch.linalg.inv(found.curvature))
     return Gaussian(covariance @ found.linear, covariance)
 

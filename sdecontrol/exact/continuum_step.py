@@ -16,8 +16,7 @@ from sdecontrol.exact.continuum_flow import DataLaw, Flow, components
 from sdecontrol.exact.continuum_level import DataLevel, Level, PosteriorLevel
 from sdecontrol.exact.continuum_quadrature import mean_under
 from sdecontrol.exact.continuum_score import ScoreExact
-from sdecontrol.laws import Dirac, Gaussian, Law
-from sdecontrol.laws.tilted import TiltedLaw
+from sdecontrol.laws import Dirac, Gaussian, Law, TiltedLaw
 from sdecontrol.rewards import Step
 from sdecontrol.schedules import Schedule
 

@@ -16,7 +16,7 @@ from sdecontrol.exact.continuum_base import ContinuumExact
 from sdecontrol.exact.continuum_score import GaussianScore, ScoreExact
 from sdecontrol.laws import Dirac, Gaussian, Isotropic, Law, NoisySubspace, Subspace
 from sdecontrol.laws.parameters import apply
-from sdecontrol.laws.subspace import Frame
+from sdecontrol.laws.frame import Frame
 from sdecontrol.schedules import Schedule
 
 
@@ -108,7 +108,7 @@ class SubspaceScore(ContinuumExact):
         """Coordinates z = B'(y - a offset) with that latent law; normal part N(mean, variance)."""
         basis = self.frame.basis
         centre = self.schedule.alpha(s) * basis @ (basis.mT @ self.frame.offset) + mean
-        return NoisySubspace(basis, latent, variance, centre)
+        return NoisySubspace.from_frame(self.frame.through(centre), 1.0, latent, variance, self.dtype)
 
     def _normal(self, s: float) -> tuple[Tensor, float] | None:
         """Mean (D,) and variance of the normal coordinates of Y_t under Q; None where they are not isotropic.

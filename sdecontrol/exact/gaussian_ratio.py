@@ -31,10 +31,10 @@ class GaussianRatio:
     @classmethod
     def of(cls, first: Law, second: Law) -> GaussianRatio | None:
         """None where the two laws do not live on the same affine subspace."""
-        parameters = gaussian_parameters(first), gaussian_parameters(second)
-        if parameters[0] is None or parameters[1] is None:
+        one, two = gaussian_parameters(first), gaussian_parameters(second)
+        if one is None or two is None:
             raise NoClosedForm("the path divergences are closed for Gaussian initial laws only")
-        (m1, s1), (m2, s2) = parameters
+        (m1, s1), (m2, s2) = one, two
         values, vectors = torch.linalg.eigh(symmetric(s2))
         keep = values > 1e-13 * values[-1]
         scale, basis = values[keep].sqrt(), vectors[:, keep]

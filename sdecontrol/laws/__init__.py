@@ -1,10 +1,20 @@
-"""Probability laws with closed forms: sampling, densities, scores, noising, posteriors, tilts and distances."""
+"""Probability laws in closed form: sampling, densities, scores, noising, posteriors, tilts and distances."""
 
 from sdecontrol.laws.base import Law, Posterior, SubspacePosterior
 from sdecontrol.laws.discrete import DiscreteLaw
 from sdecontrol.laws.divergences import TotalVariation, chi2, kl, renyi, tv, w2
-from sdecontrol.laws.f_tilts import KL, ChiSquare, FDivergence, ForwardKL, GammaDivergence, Surrogate, f_tilt, surrogate
-from sdecontrol.laws.gaussian import Gaussian, Isotropic
+from sdecontrol.laws.f_tilts import (
+    KL,
+    ChiSquare,
+    FDivergence,
+    ForwardKL,
+    GammaDivergence,
+    Surrogate,
+    f_tilt,
+    surrogate,
+)
+from sdecontrol.laws.gaussian import Gaussian
+from sdecontrol.laws.isotropic import Isotropic
 from sdecontrol.laws.mixture import GaussianMixture
 from sdecontrol.laws.point import Dirac
 from sdecontrol.laws.subspace import NoisySubspace, Subspace, SubspaceGaussian

@@ -1,12 +1,13 @@
 """What every law offers.
 
-A law p on events of shape `event_shape` can be sampled, and where it has a density knows log p, its score grad log p and
-the products of its Hessian with a vector. `noised(a, h)` is the law of a X + sqrt(h) Z, Z standard normal, which is what a
-forward diffusion makes of it at a noise level; `posterior(a, h)` is the law of X given a X + sqrt(h) Z = y;
-`tilt(r, temperature)` is p e^{r/temperature} / E_p e^{r/temperature}.
+A law p on events of shape `event_shape` can be sampled, and where it has a density knows log p, its score
+grad log p and the products of its Hessian with a vector. `noised(a, h)` is the law of a X + sqrt(h) Z, Z
+standard normal, which is what a forward diffusion makes of it at a noise level; `posterior(a, h)` is the law
+of X given a X + sqrt(h) Z = y; `tilt(r, temperature)` is p e^{r/temperature} / E_p e^{r/temperature}.
 
-Parameters and moments are float64. `score` and `score_jvp` work in the dtype and on the device of the points; `log_prob`
-is always float64, as every log-weight. Points are (n, *event); an (n, d) view of (d, n) memory is used as it is.
+Parameters and moments are float64. `score` and `score_jvp` work in the dtype and on the device of the points;
+`log_prob` is always float64, as every log-weight. Points are (n, *event); an (n, d) view of (d, n) memory is
+used as it is.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Law(ABC):
 
     def sample(self, n: int, noise: Noise, stream: str = "sample") -> Tensor:
         """(n, *event) draws; the first m of them do not depend on n."""
-        return torch.cat([self.draw(block)[: block.count] for block in noise.blocks(stream, n, self.event_shape)])
+        return torch.cat(
+            [self.draw(block)[: block.count] for block in noise.blocks(stream, n, self.event_shape)]
+        )
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
@@ -74,15 +77,21 @@ class Law(ABC):
 
     def noised(self, a: float, h: float) -> Law:
         """The law of a X + sqrt(h) Z."""
-        raise NoClosedForm(f"{type(self).__name__} has no closed noised law; Gaussians, mixtures and subspaces have")
+        raise NoClosedForm(
+            f"{type(self).__name__} has no closed noised law; Gaussians, mixtures and subspaces have"
+        )
 
     def posterior(self, a: float, h: float) -> Posterior | SubspacePosterior:
         """The law of X given a X + sqrt(h) Z = y, as a function of y."""
-        raise NoClosedForm(f"{type(self).__name__} has no closed posterior; Gaussians, mixtures and subspaces have")
+        raise NoClosedForm(
+            f"{type(self).__name__} has no closed posterior; Gaussians, mixtures and subspaces have"
+        )
 
     def along(self, direction: Tensor) -> Law:
         """The one-dimensional law of direction . X."""
-        raise NoClosedForm(f"{type(self).__name__} has no closed law along a direction; Gaussians and mixtures have")
+        raise NoClosedForm(
+            f"{type(self).__name__} has no closed law along a direction; Gaussians and mixtures have"
+        )
 
     def affine(self, matrix: Tensor, offset: Tensor) -> Law:
         """The law of matrix @ X + offset, for a matrix of full row rank."""
@@ -90,14 +99,18 @@ class Law(ABC):
 
     def landmarks(self) -> tuple[Tensor, Tensor]:
         """Centres and scales (k,), (k,) around which a law on the line has its mass, for quadratures."""
-        raise NoClosedForm(f"{type(self).__name__} on events {self.event_shape} has no quadrature; laws on the line have")
+        raise NoClosedForm(
+            f"{type(self).__name__} on events {self.event_shape} has no quadrature; laws on the line have"
+        )
 
     def log_expectation(self, reward: Any, temperature: float) -> float:
         """log E exp(reward / temperature): closed, or by quadrature on the line (1e-11 relative).
 
         Raises: NoTilt when infinite; NoClosedForm where the law and the reward leave it open.
         """
-        from sdecontrol.laws.tilted import log_expectation_on_line  # it needs Law: this module cannot import it above
+        from sdecontrol.laws.tilted import (
+            log_expectation_on_line,
+        )  # it needs Law: this module cannot import it above
 
         return log_expectation_on_line(self, reward, temperature)
 
@@ -112,8 +125,11 @@ class Law(ABC):
         return tilted_by(self, reward, temperature)
 
     def _check_points(self, x: Tensor) -> None:
-        check(x.ndim == 1 + len(self.event_shape) and x.shape[1:] == self.event_shape,
-              f"points of shape {tuple(x.shape)}", f"(n, {', '.join(map(str, self.event_shape))})")  # fmt: skip
+        check(
+            x.ndim == 1 + len(self.event_shape) and x.shape[1:] == self.event_shape,
+            f"points of shape {tuple(x.shape)}",
+            f"(n, {', '.join(map(str, self.event_shape))})",
+        )
 
 
 @dataclass(frozen=True)
@@ -131,7 +147,9 @@ class Posterior:
 
     def component_means(self, y: Tensor) -> Tensor:
         """offset_i + gain_i y: (n, d) -> (n, k, d)."""
-        return torch.stack([apply_affine(g.to(y), y, o.to(y)) for g, o in zip(self.gains, self.offsets, strict=True)], 1)
+        return torch.stack(
+            [apply_affine(g.to(y), y, o.to(y)) for g, o in zip(self.gains, self.offsets, strict=True)], 1
+        )
 
     def mean(self, y: Tensor) -> Tensor:
         """E[X | y]: (n, d) -> (n, d)."""
@@ -171,7 +189,8 @@ class SubspacePosterior:
 
 
 def choose(weights: Tensor, block: Block) -> Tensor:
-    """An index for each path of the block with probabilities `weights` (k,), or (n, k) for its first n paths."""
+    """An index for each path of the block, of probabilities `weights` (k,), or (n, k) for its first n "
+    "paths."""
     edges = weights.to(torch.float64).cumsum(-1)
     u = block.uniform()[: len(weights)] if weights.ndim == 2 else block.uniform()
     u = u * edges[..., -1]
@@ -188,7 +207,11 @@ def symmetric_root(covariance: Tensor) -> Tensor:
 
 
 def check_temperature(temperature: float) -> None:
-    check(math.isfinite(temperature) and temperature > 0, f"temperature = {temperature}", "a positive finite number")
+    check(
+        math.isfinite(temperature) and temperature > 0,
+        f"temperature = {temperature}",
+        "a positive finite number",
+    )
 
 
 def restricted(reward: Any, basis: Tensor, offset: Tensor) -> Any:

@@ -18,7 +18,8 @@ from sdecontrol.noise import Block
 class DiscreteLaw(Law):
     """sum_i w_i delta(x_i), uniform weights by default.
 
-    Every expectation is a sum, so every tilt and f-tilt is exact; noised(a, h) is the mixture sum_i w_i N(a x_i, h I).
+    Every expectation is a sum, so every tilt and f-tilt is exact; noised(a, h) is the mixture sum_i w_i N(a
+    x_i, h I).
     Shapes: points (k, d) or (k,) meaning d = 1; weights (k,) non-negative, summing to 1.
     log_prob, score and score_jvp raise NotDefined. Raises: BadInput for wrong shapes or weights.
     """
@@ -27,11 +28,18 @@ class DiscreteLaw(Law):
         x = as_float64("points", points)
         x = x[:, None] if x.ndim == 1 else x
         check(x.ndim == 2 and x.numel() > 0, f"points of shape {tuple(x.shape)}", "(k, d)")
-        w = torch.full((len(x),), 1 / len(x), dtype=torch.float64) if weights is None else as_float64("weights", weights)
+        w = (
+            torch.full((len(x),), 1 / len(x), dtype=torch.float64)
+            if weights is None
+            else as_float64("weights", weights)
+        )
         check(w.shape == (len(x),), f"weights of shape {tuple(w.shape)}", f"({len(x)},), one a point")
         total = float(w.sum())
-        check(bool((w >= 0).all()) and abs(total - 1) <= 1e-9, f"weights from {float(w.min()):.3g} summing to {total:.12g}",
-              "weights that are not negative and sum to 1")  # fmt: skip
+        check(
+            bool((w >= 0).all()) and abs(total - 1) <= 1e-9,
+            f"weights from {float(w.min()):.3g} summing to {total:.12g}",
+            "weights that are not negative and sum to 1",
+        )
         self.points, self.weights = x, w / total
         self.event_shape, self.dtype = (x.shape[1],), common_dtype(points)
 

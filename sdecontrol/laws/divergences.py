@@ -1,4 +1,4 @@
-"""KL, Renyi and chi-squared divergences between laws, and, from `distances`, total variation and Wasserstein-2."""
+"""KL, Renyi and chi-squared divergences; and, from `distances`, total variation and Wasserstein-2."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ __all__ = ["TotalVariation", "chi2", "kl", "renyi", "tv", "w2"]
 def kl(p: Law, q: Law) -> float:
     """KL(p || q) = E_p log(p/q), summed over coordinates.
 
-    Closed for Gaussians, isotropic laws, Diracs, discrete laws on the same points, laws on one subspace and noise around
-    one; by quadrature for every pair on the line (1e-10 absolute). Infinite when p is not absolutely continuous.
+    Closed for Gaussians, isotropic laws, Diracs, discrete laws on the same points, laws on one subspace and
+    noise around one; by quadrature for every pair on the line (1e-10 absolute). Infinite when p is not
+    absolutely continuous.
     Raises: BadInput for different events; NoClosedForm otherwise, mixtures in several dimensions included.
     """
     pairs = factors(p, q)
@@ -49,12 +50,18 @@ def _kl(p: Law, q: Law) -> float:
 
 
 def renyi(p: Law, q: Law, order: float) -> float:
-    """Renyi divergence log(E_q (p/q)^order) / (order - 1), order > 0 and not 1; infinite where the integral diverges.
+    """Renyi divergence log(E_q (p/q)^order) / (order - 1), order > 0 and not 1; infinite where the integral
+    diverges.
 
-    Closed and by quadrature where `kl` is. Two Gaussians: finite iff order * Sigma_q + (1 - order) * Sigma_p is positive.
+    Closed and by quadrature where `kl` is. Two Gaussians: finite iff order * Sigma_q + (1 - order) * Sigma_p
+    is positive.
     """
-    check(math.isfinite(order) and order > 0 and order != 1, f"order = {order}", "a positive number other than 1",
-          "At order 1 it is kl(p, q).")  # fmt: skip
+    check(
+        math.isfinite(order) and order > 0 and order != 1,
+        f"order = {order}",
+        "a positive number other than 1",
+        "At order 1 it is kl(p, q).",
+    )
     pairs = factors(p, q)
     return math.inf if pairs is None else sum((_renyi(*pair, order) for pair in pairs), 0.0)
 
@@ -78,7 +85,8 @@ def _power(p: Law, q: Law, x: Tensor, order: float) -> tuple[Tensor, Tensor]:
 
 
 def chi2(p: Law, q: Law) -> float:
-    """chi^2(p || q) = E_q (p/q)^2 - 1; infinite where it diverges. The f-divergence with f = (x - 1)^2, twice that of f_tilt."""
+    """chi^2(p || q) = E_q (p/q)^2 - 1, infinite where it diverges; f = (x - 1)^2, twice the f of "
+    "ChiSquare."""
     order_two = renyi(p, q, 2.0)
     return math.inf if order_two > 709 else math.expm1(order_two)
 
@@ -87,8 +95,10 @@ def _on_line(p: Law, q: Law) -> Line:
     """The panels of both laws."""
     if p.event_shape != (1,) or isinstance(p, DiscreteLaw) or isinstance(q, DiscreteLaw):
         raise NoClosedForm(
-            f"{type(p).__name__} against {type(q).__name__} on events {p.event_shape} has no closed divergence; Gaussian "
-            "pairs have, and pairs of densities on the line have a quadrature. Estimate E_p[log p - log q] from samples."
+            f"{type(p).__name__} against {type(q).__name__} on events {p.event_shape} has no closed "
+            f"divergence; Gaussian "
+            "pairs have, and pairs of densities on the line have a quadrature. Estimate E_p[log p - log "
+            "q] from samples."
         )
     centres, scales = zip(p.landmarks(), q.landmarks(), strict=True)
     return Line(lambda x: _log_prob(p, x), torch.cat(centres), torch.cat(scales))

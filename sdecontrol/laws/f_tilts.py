@@ -1,8 +1,8 @@
 """Tilts by f-divergences: max_p E_p r - temperature * E_base f(dp/dbase).
 
-The first-order condition r - temperature f'(w) = lam gives w = [(f')^{-1}((r - lam)/temperature)]_+ with the multiplier lam
-that makes E_base w = 1 (theory 8). `temperature * log w(r)` is a surrogate reward: its KL tilt is the f-tilt, so every
-control, loss and sampler for the KL problem can aim at it.
+The first-order condition r - temperature f'(w) = lam gives w = [(f')^{-1}((r - lam)/temperature)]_+ with the
+multiplier lam that makes E_base w = 1. `temperature * log w(r)` is a surrogate reward: its KL tilt
+is the f-tilt, so every control, loss and sampler for the KL problem can aim at it.
 """
 
 from __future__ import annotations
@@ -64,15 +64,20 @@ class KL(FDivergence):
 class GammaDivergence(FDivergence):
     """f(x) = (x^{1-g} - (1-g) x - g) / (g (g - 1)), 0 < g < 1: w = (1 + g (lam - r)/temperature)^{-1/g}.
 
-    lam must exceed sup r - temperature/g. A maximiser exists iff E w >= 1 at that bound, that is from the temperature
-    g (E (sup r - r)^{-1/g})^{-g} on; never for an unbounded reward. g -> 0 is KL, g -> 1 is ForwardKL.
+    lam must exceed sup r - temperature/g. A maximiser exists iff E w >= 1 at that bound, that is from the
+    temperature g (E (sup r - r)^{-1/g})^{-g} on; never for an unbounded reward. g -> 0 is KL, g -> 1 is
+    ForwardKL.
     """
 
     gamma: float
 
     def __post_init__(self) -> None:
-        check(0 < self.gamma < 1, f"gamma = {self.gamma}", "a number strictly between 0 and 1",
-              "The limits are KL() and ForwardKL().")  # fmt: skip
+        check(
+            0 < self.gamma < 1,
+            f"gamma = {self.gamma}",
+            "a number strictly between 0 and 1",
+            "The limits are KL() and ForwardKL().",
+        )
 
     def f(self, x: Tensor) -> Tensor:
         g = self.gamma
@@ -89,8 +94,8 @@ class GammaDivergence(FDivergence):
 class ForwardKL(FDivergence):
     """f(x) = -log x: w = temperature / (lam - r), lam > sup r.
 
-    A maximiser exists iff E w >= 1 at lam = sup r, that is from the temperature 1 / E (sup r - r)^{-1} on; never for an
-    unbounded reward.
+    A maximiser exists iff E w >= 1 at lam = sup r, that is from the temperature 1 / E (sup r - r)^{-1} on;
+    never for an unbounded reward.
     """
 
     def f(self, x: Tensor) -> Tensor:
@@ -105,7 +110,7 @@ class ForwardKL(FDivergence):
 
 @dataclass(frozen=True)
 class ChiSquare(FDivergence):
-    """f(x) = (x - 1)^2 / 2: w = (1 + (r - lam)/temperature)_+, zero (log w = -inf) on low rewards when it cuts."""
+    """f(x) = (x - 1)^2 / 2: w = (1 + (r - lam)/temperature)_+, zero (log w = -inf) on rewards it cuts."""
 
     def f(self, x: Tensor) -> Tensor:
         return (x - 1).square() / 2
@@ -127,17 +132,27 @@ class ChiSquare(FDivergence):
         step = temperature
         while excess(low + step) > 0:
             step *= 2
-        return float(brentq(excess, low, low + step, xtol=1e-14 * (1 + abs(low)), rtol=1e-14)) if excess(low) > 0 else low
+        return (
+            float(brentq(excess, low, low + step, xtol=1e-14 * (1 + abs(low)), rtol=1e-14))
+            if excess(low) > 0
+            else low
+        )
 
 
 def _heavy_multiplier(law: RewardLaw, temperature: float, gamma: float, bound: float) -> float:
-    """lam > bound with E (gamma (lam - bound + sup r - r) / temperature)^{-1/gamma} = 1, in the logarithm of lam - bound.
+    """lam > bound with E (gamma (lam - bound + sup r - r) / temperature)^{-1/gamma} = 1, in the logarithm of
+    lam - bound.
 
-    gamma = 1 is the forward KL. E w falls from its value at the bound to 0, and is at most 1 at bound + temperature/gamma.
+    gamma = 1 is the forward KL. E w falls from its value at the bound to 0, and is at most 1 at bound +
+    temperature/gamma.
     """
     if law.supremum == math.inf:
-        raise NoTilt("the reward is unbounded above and f'(infinity) is finite: the supremum of the problem is infinite; "
-                     "wanted a bounded reward, or the divergences KL() or ChiSquare()", smallest_temperature=math.inf)  # fmt: skip
+        raise NoTilt(
+            "the reward is unbounded above and f'(infinity) is finite: the supremum of the problem is "
+            "infinite; "
+            "wanted a bounded reward, or the divergences KL() or ChiSquare()",
+            smallest_temperature=math.inf,
+        )
     top = law.supremum
 
     def log_mass(log_room: float) -> float:
@@ -151,7 +166,8 @@ def _heavy_multiplier(law: RewardLaw, temperature: float, gamma: float, bound: f
     if mass < 0:
         smallest = temperature * math.exp(-gamma * mass)
         raise NoTilt(
-            f"no maximiser: E w = {math.exp(mass):.6g} < 1 at the smallest admissible multiplier {bound:.6g}, so the supremum "
+            f"no maximiser: E w = {math.exp(mass):.6g} < 1 at the smallest admissible multiplier "
+            f"{bound:.6g}, so the supremum "
             f"is approached by laws with an atom where the reward is largest; wanted E w >= 1. "
             f"The smallest admissible temperature is {smallest:.6g}.",
             smallest_temperature=smallest,
@@ -190,13 +206,16 @@ def surrogate(
 ) -> Surrogate:
     """The surrogate reward of an f-problem, with its multiplier solved to 1e-12.
 
-    The expectations are sums (DiscreteLaw), quadratures on the line, or the law of the reward for a linear one. `supremum`
-    overrides the numerical search for sup r on the line.
-    Raises: NoTilt, with the smallest admissible temperature, when no maximiser exists; NoClosedForm for other laws.
+    The expectations are sums (DiscreteLaw), quadratures on the line, or the law of the reward for a linear
+    one. `supremum` overrides the numerical search for sup r on the line.
+    Raises: NoTilt, with the smallest admissible temperature, when no maximiser exists; NoClosedForm for other
+    laws.
     """
     check_temperature(temperature)
     if not isinstance(divergence, FDivergence):
-        raise BadInput(f"saw divergence {divergence!r}; wanted KL(), ForwardKL(), GammaDivergence(gamma) or ChiSquare()")
+        raise BadInput(
+            f"saw divergence {divergence!r}; wanted KL(), ForwardKL(), GammaDivergence(gamma) or ChiSquare()"
+        )
     law = reward_law(base, reward, supremum)
     lam = divergence.multiplier(law, temperature)
 
@@ -206,15 +225,20 @@ def surrogate(
 
     bound = None
     if math.isfinite(law.supremum):
-        bound = float(divergence.log_weight(torch.tensor(law.supremum, dtype=torch.float64), lam, temperature))
+        bound = float(
+            divergence.log_weight(torch.tensor(law.supremum, dtype=torch.float64), lam, temperature)
+        )
     value = law.expect(gain, law.places(lam - temperature))
     return Surrogate(reward, temperature, divergence, lam, value, bound)
 
 
-def f_tilt(base: Law, reward: Any, temperature: float, divergence: FDivergence, supremum: float | None = None) -> Law:
+def f_tilt(
+    base: Law, reward: Any, temperature: float, divergence: FDivergence, supremum: float | None = None
+) -> Law:
     """The maximiser of E_p r - temperature D_f(p || base), base * w(r).
 
-    KL() gives base.tilt; a DiscreteLaw gives a DiscreteLaw; else a TiltedLaw with known normaliser. See `surrogate`.
+    KL() gives base.tilt; a DiscreteLaw gives a DiscreteLaw; else a TiltedLaw with known normaliser. See
+    `surrogate`.
     """
     if isinstance(divergence, KL):
         return base.tilt(reward, temperature)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdecontrol.errors import NoClosedForm, NoTilt, check
+from sdecontrol.errors import NoTilt, check
 from sdecontrol.laws.base import Law, Posterior, check_temperature
 from sdecontrol.laws.parameters import Coefficients, apply, apply_affine, as_float64, common_dtype
 from sdecontrol.laws.spectrum import Spectrum, read_covariance
@@ -23,18 +22,24 @@ LOG_2PI = math.log(2 * math.pi)
 class Gaussian(Law):
     """N(mean, covariance) on R^d, kept as the spectrum of its covariance.
 
-    log p(x) = -1/2 |W(x - mean)|^2 - 1/2 log det(2 pi Sigma) with W' W = Sigma^{-1}; score = -Sigma^{-1}(x - mean).
-    noised(a, h) = N(a mean, a^2 Sigma + h I) shares the eigenvectors: O(d).
+    log p(x) = -1/2 |W(x - mean)|^2 - 1/2 log det(2 pi Sigma) with W' W = Sigma^{-1}; score = -Sigma^{-1}(x -
+    mean). noised(a, h) = N(a mean, a^2 Sigma + h I) shares the eigenvectors: O(d).
     Shapes: mean (d,), a number meaning d = 1; covariance a scalar, a diagonal (d,) or a matrix (d, d).
-    Raises: BadInput for wrong shapes, entries not finite, a covariance that is not symmetric (1e-10 relative) or not
-    positive definite (the smallest eigenvalue is named).
+    Raises: BadInput for wrong shapes, entries not finite, a covariance that is not symmetric (1e-10 relative)
+    or not positive definite (the smallest eigenvalue is named).
     """
 
     def __init__(self, mean: Any, covariance: Any):
         location = torch.atleast_1d(as_float64("mean", mean))
-        check(location.ndim == 1 and len(location) > 0, f"mean of shape {tuple(location.shape)}", "a vector (d,)",
-              "For images use Isotropic.")  # fmt: skip
-        self._set(location, read_covariance("covariance", covariance, len(location)), common_dtype(mean, covariance))
+        check(
+            location.ndim == 1 and len(location) > 0,
+            f"mean of shape {tuple(location.shape)}",
+            "a vector (d,)",
+            "For images use Isotropic.",
+        )
+        self._set(
+            location, read_covariance("covariance", covariance, len(location)), common_dtype(mean, covariance)
+        )
 
     @classmethod
     def from_spectrum(cls, mean: Tensor, spectrum: Spectrum, dtype: torch.dtype = torch.float64) -> Gaussian:
@@ -114,7 +119,7 @@ class Gaussian(Law):
         return Gaussian.from_spectrum(a * self._mean, self.spectrum.noised(a, h), self.dtype)
 
     def posterior(self, a: float, h: float) -> Posterior:
-        """N(c + J y, P) with P = (Sigma^{-1} + a^2/h I)^{-1}, J = (a/h) P, c = P Sigma^{-1} mean (theory 1.2)."""
+        """N(c + J y, P) with P = (Sigma^{-1} + a^2/h I)^{-1}, J = (a/h) P, c = P Sigma^{-1} mean."""
         offset, gain, covariance = gaussian_posterior(self._mean, self.spectrum, a, h)
         return Posterior(_certain, offset[None], gain[None], covariance[None])
 
@@ -131,7 +136,8 @@ class Gaussian(Law):
         return Gaussian(matrix @ self._mean + offset, (covariance + covariance.mT) / 2)
 
     def log_expectation(self, reward: Any, temperature: float) -> float:
-        """Quadratic: -1/2 log det(I + SKS/temperature) + ..., Step: log(1 + (e^{c/temperature} - 1) Phi) (theory 1.2, 1.5)."""
+        """Closed for every Reward of this library (Quadratic: see gaussian_tilt), a quadrature on the "
+        "line."""
         check_temperature(temperature)
         quadratic = as_quadratic(reward)
         if quadratic is not None:
@@ -141,10 +147,14 @@ class Gaussian(Law):
         return super().log_expectation(reward, temperature)
 
     def tilt(self, reward: Any, temperature: float) -> Law:
-        """Quadratic rewards, of any curvature that leaves a finite normaliser, give a Gaussian (theory 1.2)."""
+        """Quadratic rewards, of any curvature that leaves a finite normaliser, give a Gaussian."""
         check_temperature(temperature)
         quadratic = as_quadratic(reward)
-        return super().tilt(reward, temperature) if quadratic is None else gaussian_tilt(self, quadratic, temperature)[0]
+        return (
+            super().tilt(reward, temperature)
+            if quadratic is None
+            else gaussian_tilt(self, quadratic, temperature)[0]
+        )
 
 
 def _certain(y: Tensor) -> Tensor:
@@ -153,7 +163,7 @@ def _certain(y: Tensor) -> Tensor:
 
 
 def gaussian_posterior(mean: Tensor, spectrum: Spectrum, a: float, h: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Offset c, gain J and covariance P of the clean given the noisy point; stacks of means and spectra are welcome."""
+    """Offset c, gain J and covariance P of the clean given the noisy point, one or a stack."""
     noisy = a * a * spectrum.values + h
     offset = spectrum.times(h / noisy, mean)
     return offset, spectrum.matrix(a * spectrum.values / noisy), spectrum.matrix(h * spectrum.values / noisy)
@@ -163,7 +173,8 @@ def gaussian_tilt(law: Gaussian, reward: Quadratic, temperature: float) -> tuple
     """N(mu, Sigma) e^{r/temperature} = C N(mu_f, Sigma_f): returns (N(mu_f, Sigma_f), log C).
 
     With S = Sigma^{1/2}, M = I + S K S / temperature and b = grad r(mu) / temperature:
-    Sigma_f = S M^{-1} S, mu_f = mu + Sigma_f b, log C = r(mu)/temperature + b' Sigma_f b / 2 - log det(M) / 2.
+    Sigma_f = S M^{-1} S, mu_f = mu + Sigma_f b, log C = r(mu)/temperature + b' Sigma_f b / 2 - log det(M) /
+    2.
     Raises: NoTilt unless M is positive, with its smallest eigenvalue and the largest curvature (the largest
     -lambda_min of a multiple of K) that has a tilt. Source: derived (completing the square).
     """
@@ -196,93 +207,11 @@ def _no_tilt(reward: Quadratic, lowest: float, temperature: float) -> NoTilt:
     steepest = -float(torch.linalg.eigvalsh(reward.curvature)[0])
     largest = steepest * temperature / -lowest
     return NoTilt(
-        f"E exp(reward/temperature) is infinite: I + S K S / temperature, S^2 the covariance, has the eigenvalue "
-        f"{1 + lowest / temperature:.6g}; wanted a positive one. The reward curves upwards by {steepest:.6g}; "
+        f"E exp(reward/temperature) is infinite: I + S K S / temperature, S^2 the covariance, has the "
+        f"eigenvalue "
+        f"{1 + lowest / temperature:.6g}; wanted a positive one. The reward curves upwards by "
+        f"{steepest:.6g}; "
         f"shrink its curvature below {largest:.6g} or raise the temperature above {-lowest:.6g}.",
         eigenvalue=1 + lowest / temperature,
         largest_curvature=largest,
     )
-
-
-class Isotropic(Law):
-    """N(mean, std^2 I) on events of any shape, centred by default: a prior on images.
-
-    log p(x) = -|x - mean|^2 / (2 std^2) - D log(std sqrt(2 pi)), summed over the D coordinates.
-    Shapes: std a positive number; mean a number or of the event's shape. On vectors it has every closed form of
-    `as_gaussian()`. Raises: BadInput for an empty event or a std that is not positive and finite.
-    """
-
-    def __init__(self, event_shape: Sequence[int] | int, std: Any, mean: Any = 0.0):
-        shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
-        check(len(shape) > 0 and min(shape) > 0, f"event_shape {shape}", "a non-empty tuple of positive integers")
-        scale, location = float(as_float64("std", std)), as_float64("mean", mean)
-        check(scale > 0, f"std = {scale}", "a positive number")
-        check(location.shape in {(), shape}, f"mean of shape {tuple(location.shape)}", f"a number or {shape}")
-        self.event_shape, self.std, self.dtype = shape, scale, common_dtype(std, mean)
-        self._mean = location.expand(shape)
-        self._terms = Coefficients(lambda: (self._mean,))
-
-    @property
-    def affine_score(self) -> bool:
-        return True
-
-    @property
-    def mean(self) -> Tensor:
-        return self._mean
-
-    @property
-    def variance(self) -> float:
-        return self.std**2
-
-    @property
-    def covariance(self) -> Tensor:
-        return Spectrum(torch.full((self.dim,), self.variance, dtype=torch.float64), None).dense()
-
-    def as_gaussian(self) -> Gaussian:
-        """The same law as a Gaussian; NoClosedForm unless events are vectors."""
-        if len(self.event_shape) != 1:
-            raise NoClosedForm(f"closed forms need events that are vectors; these have the shape {self.event_shape}")
-        variance = torch.full((self.dim,), self.variance, dtype=torch.float64)
-        return Gaussian.from_spectrum(self._mean, Spectrum(variance, None), self.dtype)
-
-    def draw(self, block: Block) -> Tensor:
-        z = block.normal(self.event_shape, self.dtype)
-        return torch.add(self._mean.to(z), z, alpha=self.std)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        self._check_points(x)
-        x = x.to(torch.float64)
-        z = ((x - self._terms.like(x)[0]) / self.std).flatten(1)
-        return -0.5 * z.square().sum(1) - self.dim * (math.log(self.std) + LOG_2PI / 2)
-
-    def score(self, x: Tensor) -> Tensor:
-        self._check_points(x)
-        return (self._terms.like(x)[0] - x) / self.variance
-
-    def score_jvp(self, x: Tensor, c: Tensor) -> Tensor:
-        self._check_points(x)
-        return c / -self.variance
-
-    def noised(self, a: float, h: float) -> Isotropic:
-        noisy = Isotropic(self.event_shape, math.sqrt(a * a * self.variance + h), a * self._mean)
-        noisy.dtype = self.dtype
-        return noisy
-
-    def posterior(self, a: float, h: float) -> Posterior:
-        return self.as_gaussian().posterior(a, h)
-
-    def along(self, direction: Tensor) -> Gaussian:
-        return self.as_gaussian().along(direction)
-
-    def affine(self, matrix: Tensor, offset: Tensor) -> Gaussian:
-        return self.as_gaussian().affine(matrix, offset)
-
-    def landmarks(self) -> tuple[Tensor, Tensor]:
-        return self.as_gaussian().landmarks()
-
-    def log_expectation(self, reward: Any, temperature: float) -> float:
-        return self.as_gaussian().log_expectation(reward, temperature)
-
-    def tilt(self, reward: Any, temperature: float) -> Law:
-        on_vectors = len(self.event_shape) == 1
-        return self.as_gaussian().tilt(reward, temperature) if on_vectors else super().tilt(reward, temperature)

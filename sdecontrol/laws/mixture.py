@@ -21,38 +21,59 @@ from sdecontrol.rewards import Reward, as_quadratic
 class GaussianMixture(Law):
     """sum_i w_i N(mean_i, covariance_i) on R^d.
 
-    noised(a, h) = sum_i w_i N(a mean_i, a^2 Sigma_i + h I) shares the eigenvectors. A quadratic reward gives the mixture
-    with w_i C_i / sum_j w_j C_j and the tilted components, C_i = E_i exp(r / temperature) (theory 1.3).
-    Shapes: weights (k,), means (k, d) or (k,) meaning d = 1; covariances a scalar, one variance a component (k,),
-    diagonals (k, d), or matrices (k, d, d).
-    Raises: BadInput for wrong shapes, weights that are not positive or do not sum to 1 (1e-9; 1e-5 when float32), a
-    covariance that is not symmetric positive definite.
+    noised(a, h) = sum_i w_i N(a mean_i, a^2 Sigma_i + h I) shares the eigenvectors. A quadratic reward tilts
+    it to the mixture of the tilted components with weights w_i C_i / sum_j w_j C_j, C_i = E_i exp(r / temperature)
+    (derived). Covariances that are all the same make score and score_jvp cheaper by about the dimension.
+    Shapes: weights (k,), means (k, d) or (k,) meaning d = 1; covariances a scalar, one variance a component
+    (k,), diagonals (k, d), or matrices (k, d, d).
+    Raises: BadInput for wrong shapes, weights that are not positive or do not sum to 1 (1e-9; 1e-5 when
+    float32), a covariance that is not symmetric positive definite.
     """
 
     def __init__(self, weights: Any, means: Any, covariances: Any):
         w, m = as_float64("weights", weights), as_float64("means", means)
         check(w.ndim == 1 and len(w) > 0, f"weights of shape {tuple(w.shape)}", "a vector (k,)")
         m = m[:, None] if m.ndim == 1 else m
-        check(m.ndim == 2 and len(m) == len(w) and m.shape[1] > 0, f"means of shape {tuple(m.shape)}", f"({len(w)}, d)",
-              "One mean a weight.")  # fmt: skip
-        check(bool((w > 0).all()), f"a weight of {float(w.min()):.6g}", "positive weights", "Drop empty components.")
+        check(
+            m.ndim == 2 and len(m) == len(w) and m.shape[1] > 0,
+            f"means of shape {tuple(m.shape)}",
+            f"({len(w)}, d)",
+            "One mean a weight.",
+        )
+        check(
+            bool((w > 0).all()),
+            f"a weight of {float(w.min()):.6g}",
+            "positive weights",
+            "Drop empty components.",
+        )
         excess, dtype = abs(float(w.sum()) - 1), common_dtype(weights, means, covariances)
         rounding = 1e-5 if common_dtype(weights) == torch.float32 else 1e-9
-        check(excess <= rounding, f"weights that sum to 1 within {excess:.3g} only", f"a sum of 1 within {rounding:g}",
-              "Divide by their sum.")  # fmt: skip
+        check(
+            excess <= rounding,
+            f"weights that sum to 1 within {excess:.3g} only",
+            f"a sum of 1 within {rounding:g}",
+            "Divide by their sum.",
+        )
         spectrum = read_covariances("covariances", covariances, len(w), m.shape[1])
         self._set((w / w.sum()).log(), m, spectrum, _all_equal(spectrum), dtype)
 
     @classmethod
     def from_spectrum(
-        cls, log_weights: Tensor, means: Tensor, spectrum: Spectrum, shared: bool, dtype: torch.dtype = torch.float64
+        cls,
+        log_weights: Tensor,
+        means: Tensor,
+        spectrum: Spectrum,
+        shared: bool,
+        dtype: torch.dtype = torch.float64,
     ) -> GaussianMixture:
         """Without checks and without eigen-decompositions: for laws made from laws."""
         law = cls.__new__(cls)
         law._set(log_weights, means, spectrum, shared, dtype)
         return law
 
-    def _set(self, log_weights: Tensor, means: Tensor, spectrum: Spectrum, shared: bool, dtype: torch.dtype) -> None:
+    def _set(
+        self, log_weights: Tensor, means: Tensor, spectrum: Spectrum, shared: bool, dtype: torch.dtype
+    ) -> None:
         self.log_weights, self.means, self.spectrum, self.dtype = log_weights, means, spectrum, dtype
         self.event_shape, self._shared = (means.shape[1],), shared
         self._form = form_of(log_weights, means, spectrum, shared)
@@ -61,7 +82,9 @@ class GaussianMixture(Law):
 
     @cached_property
     def components(self) -> tuple[Gaussian, ...]:
-        return tuple(Gaussian.from_spectrum(m, self.spectrum[i], self.dtype) for i, m in enumerate(self.means))
+        return tuple(
+            Gaussian.from_spectrum(m, self.spectrum[i], self.dtype) for i, m in enumerate(self.means)
+        )
 
     @property
     def weights(self) -> Tensor:
@@ -78,7 +101,10 @@ class GaussianMixture(Law):
     @cached_property
     def covariance(self) -> Tensor:
         gaps = self.means - self.mean
-        return torch.einsum("k,kij->ij", self.weights, self.covariances) + (gaps * self.weights[:, None]).mT @ gaps
+        return (
+            torch.einsum("k,kij->ij", self.weights, self.covariances)
+            + (gaps * self.weights[:, None]).mT @ gaps
+        )
 
     def draw(self, block: Block) -> Tensor:
         chosen = choose(self.weights, block)
@@ -113,16 +139,24 @@ class GaussianMixture(Law):
     def noised(self, a: float, h: float) -> GaussianMixture:
         """sum_i w_i N(a mean_i, a^2 Sigma_i + h I)."""
         spectrum = self.spectrum.noised(a, h)
-        return GaussianMixture.from_spectrum(self.log_weights, a * self.means, spectrum, self._shared, self.dtype)
+        return GaussianMixture.from_spectrum(
+            self.log_weights, a * self.means, spectrum, self._shared, self.dtype
+        )
 
     def posterior(self, a: float, h: float) -> Posterior:
-        """sum_i omega_i(y) N(c_i + J_i y, P_i), omega the responsibilities of the noised law (theory 1.3)."""
-        return Posterior(self.noised(a, h).log_responsibilities, *gaussian_posterior(self.means, self.spectrum, a, h))
+        """sum_i omega_i(y) N(c_i + J_i y, P_i), omega the responsibilities of the noised law."""
+        return Posterior(
+            self.noised(a, h).log_responsibilities, *gaussian_posterior(self.means, self.spectrum, a, h)
+        )
 
     def along(self, direction: Tensor) -> GaussianMixture:
-        variances = (direction * self.spectrum.times(self.spectrum.values, direction.expand_as(self.means))).sum(1)
+        variances = (
+            direction * self.spectrum.times(self.spectrum.values, direction.expand_as(self.means))
+        ).sum(1)
         spectrum = Spectrum(variances[:, None], None)
-        return GaussianMixture.from_spectrum(self.log_weights, (self.means @ direction)[:, None], spectrum, self._shared)
+        return GaussianMixture.from_spectrum(
+            self.log_weights, (self.means @ direction)[:, None], spectrum, self._shared
+        )
 
     def landmarks(self) -> tuple[Tensor, Tensor]:
         return (self.means[:, 0], self.spectrum.values[:, 0].sqrt()) if self.dim == 1 else super().landmarks()
@@ -149,7 +183,9 @@ class GaussianMixture(Law):
         return _mixture_of(log_weights, tilted, self.dtype)
 
 
-def _mixture_of(log_weights: Tensor, components: tuple[Gaussian, ...] | list[Gaussian], dtype: torch.dtype) -> GaussianMixture:
+def _mixture_of(
+    log_weights: Tensor, components: tuple[Gaussian, ...] | list[Gaussian], dtype: torch.dtype
+) -> GaussianMixture:
     """The mixture of given Gaussians; log weights sum to one."""
     means = torch.stack([c.mean for c in components])
     if all(c.diagonal for c in components):

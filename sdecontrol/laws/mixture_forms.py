@@ -1,9 +1,10 @@
-"""The densities of k Gaussian components at n points at once, by matrix products on (k d, n) or (k, n) arrays.
+"""The densities of k Gaussian components at n points at once, by matrix products on (k d, n) or (k, n)
+arrays.
 
-A form knows log(w_i p_i(x)) up to a term common to the components, s = sum_i omega_i s_i with the responsibilities omega
-and the component scores s_i, and the Hessian product
-    H c = sum_i omega_i (H_i c + s_i (s_i . c)) - s (s . c).
-Three forms: any covariances, diagonal ones, and one covariance shared by all, where everything happens on (k, n) arrays.
+A form knows log(w_i p_i(x)) up to a term common to the components, s = sum_i omega_i s_i with the
+responsibilities omega and the component scores s_i, and the Hessian product H c = sum_i omega_i (H_i c + s_i
+(s_i . c)) - s (s . c). Three forms: any covariances, diagonal ones, and one covariance shared by all, where
+everything happens on (k, n) arrays.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from sdecontrol.laws.parameters import Coefficients
 from sdecontrol.laws.spectrum import Spectrum
+
+
+_WIDE = 48
 
 
 class Form(ABC):
@@ -100,8 +104,8 @@ class SeparateDiagonal(Separate):
 class Shared(Form):
     """One covariance for all: about the centre m of the means, with b_i = Sigma^{-1} (mean_i - m),
 
-    log(w_i p_i) = log w_i + b_i . (x - m - (mean_i - m) / 2) + common, s = sum_i omega_i b_i - Sigma^{-1} (x - m),
-    H c = -Sigma^{-1} c + sum_i omega_i b_i (b_i . c) - (sum_i omega_i b_i)(sum_i omega_i b_i . c).
+    log(w_i p_i) = log w_i + b_i . (x - m - (mean_i - m) / 2) + common, s = sum_i omega_i b_i - Sigma^{-1} (x
+    - m), H c = -Sigma^{-1} c + sum_i omega_i b_i (b_i . c) - (sum_i omega_i b_i)(sum_i omega_i b_i . c).
     """
 
     def __init__(self, log_weights: Tensor, means: Tensor, spectrum: Spectrum):
@@ -145,4 +149,5 @@ def form_of(log_weights: Tensor, means: Tensor, spectrum: Spectrum, shared: bool
     """The cheapest form; `shared` says that the k covariances are one and the same."""
     if shared:
         return Shared(log_weights, means, spectrum)
-    return (SeparateDiagonal if spectrum.diagonal else Separate)(log_weights, means, spectrum)
+    wide = spectrum.diagonal and means.shape[1] >= _WIDE  # in fewer dimensions the matrix product is the faster
+    return (SeparateDiagonal if wide else Separate)(log_weights, means, spectrum)

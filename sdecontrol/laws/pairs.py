@@ -1,7 +1,7 @@
 """Two laws brought to common coordinates, so that a divergence of the pair is one of simpler pairs.
 
-A law on a subspace is its latent law; noise around a subspace is the latent law times a Gaussian on the normal space. KL and
-Renyi divergences add over independent factors.
+A law on a subspace is its latent law; noise around a subspace is the latent law times a Gaussian on the
+normal space. KL and Renyi divergences add over independent factors.
 """
 
 from __future__ import annotations
@@ -15,18 +15,24 @@ from torch import Tensor
 
 from sdecontrol.errors import NoClosedForm, check
 from sdecontrol.laws.base import Law
-from sdecontrol.laws.gaussian import Gaussian, Isotropic
+from sdecontrol.laws.frame import Frame
+from sdecontrol.laws.gaussian import Gaussian
+from sdecontrol.laws.isotropic import Isotropic
 from sdecontrol.laws.point import Dirac
 from sdecontrol.laws.spectrum import Spectrum
-from sdecontrol.laws.subspace import Frame, NoisySubspace, Subspace
+from sdecontrol.laws.subspace import NoisySubspace, Subspace
 
 Pairs = list[tuple[Law, Law]]
 _SAME_SPAN = 1e-8
 
 
 def factors(p: Law, q: Law) -> Pairs | None:
-    """Independent pairs whose product is the pair (p, q) in common coordinates; None when p is singular to q."""
-    check(p.event_shape == q.event_shape, f"laws on events {p.event_shape} and {q.event_shape}", "laws on the same events")
+    """Independent pairs whose product is (p, q) in common coordinates; None when p is singular to q."""
+    check(
+        p.event_shape == q.event_shape,
+        f"laws on events {p.event_shape} and {q.event_shape}",
+        "laws on the same events",
+    )
     return _factors(simplified(p), simplified(q))
 
 
@@ -79,12 +85,16 @@ def _(p: NoisySubspace, q: Law) -> Pairs | None:
 def _noisy_factors(p: NoisySubspace, q: NoisySubspace) -> Pairs | None:
     moved = _in_frame(q.frame, q.offset, q.latent, p.frame, p.offset)
     if moved is None:
-        raise NoClosedForm("noisy subspaces with different spans have no closed divergence here; compare them as dense "
-                           "Gaussians where they are")  # fmt: skip
+        raise NoClosedForm(
+            "noisy subspaces with different spans have no closed divergence here; compare them as dense "
+            "Gaussians where they are"
+        )
     latent, gap = moved
     pair: Pairs = [(p.latent, latent)]
     codimension = p.dim - p.frame.latent_dim
-    if codimension:  # only the length of the gap between the normal means matters: put it on the first coordinate
+    if (
+        codimension
+    ):  # only the length of the gap between the normal means matters: put it on the first coordinate
         centre = torch.zeros(codimension, dtype=torch.float64)
         shifted = torch.cat([torch.tensor([gap], dtype=torch.float64), centre[1:]])
         pair.append((_ball(centre, p.variance), _ball(shifted, q.variance)))
@@ -98,8 +108,10 @@ def _around(law: Law, frame: Frame, offset: Tensor) -> NoisySubspace | None:
     if isinstance(law, (Dirac, Subspace)):
         return None
     if not isinstance(law, Gaussian) or bool((law.eigenvalues != law.eigenvalues[0]).any()):
-        raise NoClosedForm(f"{type(law).__name__} against noise around a subspace has no closed divergence unless it is an "
-                           "isotropic Gaussian or noise around the same span")  # fmt: skip
+        raise NoClosedForm(
+            f"{type(law).__name__} against noise around a subspace has no closed divergence unless it is an "
+            "isotropic Gaussian or noise around the same span"
+        )
     variance = float(law.eigenvalues[0])
     latent = _ball(frame.basis.mT @ law.mean, variance)
     normal_mean = law.mean - frame.basis @ (frame.basis.mT @ law.mean)
@@ -110,8 +122,10 @@ def _ball(mean: Tensor, variance: float) -> Gaussian:
     return Gaussian.from_spectrum(mean, Spectrum(torch.full_like(mean, variance), None))
 
 
-def _in_frame(frame: Frame, offset: Tensor, law: Law, target: Frame, target_offset: Tensor) -> tuple[Law, float] | None:
-    """The latent law in the coordinates of the target frame and the distance of the planes; None for another span."""
+def _in_frame(
+    frame: Frame, offset: Tensor, law: Law, target: Frame, target_offset: Tensor
+) -> tuple[Law, float] | None:
+    """The latent law in the target's coordinates and the distance of the planes; None for another span."""
     if frame.latent_dim != target.latent_dim:
         return None
     if frame is target and torch.equal(offset, target_offset):
@@ -126,7 +140,7 @@ def _in_frame(frame: Frame, offset: Tensor, law: Law, target: Frame, target_offs
 
 @dataclass(frozen=True)
 class Whitened:
-    """p = N(m, I + diag(delta)) in coordinates where q = N(0, I): every divergence of two Gaussians reads this."""
+    """p = N(gap, I + diag(delta)) where q = N(0, I): every divergence of two Gaussians reads this."""
 
     delta: Tensor
     gap: Tensor

@@ -25,7 +25,7 @@ def common_dtype(*values: Any) -> torch.dtype:
 
 
 class Coefficients:
-    """Float64 tensors that are built once, when first needed, and cast once to each dtype and device of the points."""
+    """Float64 tensors built once, when first needed, and cast once to each dtype and device of the points."""
 
     def __init__(self, build: Callable[[], tuple[Tensor, ...]]):
         self._build = build

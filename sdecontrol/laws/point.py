@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sdecontrol.errors import check
 from sdecontrol.laws.base import Law, check_temperature, no_density
-from sdecontrol.laws.gaussian import Gaussian, Isotropic
+from sdecontrol.laws.gaussian import Gaussian
+from sdecontrol.laws.isotropic import Isotropic
 from sdecontrol.laws.parameters import as_float64, common_dtype
 from sdecontrol.laws.spectrum import Spectrum, check_dense
 from sdecontrol.noise import Block

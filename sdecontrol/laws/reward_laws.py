@@ -8,14 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from sdecontrol.errors import NoClosedForm
+from sdecontrol.errors import NoClosedForm, check
 from sdecontrol.laws.base import Law
 from sdecontrol.laws.discrete import DiscreteLaw
 from sdecontrol.laws.line import Line
 from sdecontrol.rewards import as_quadratic
+
+_ZOOMS = 200
 
 
 class RewardLaw(ABC):
@@ -54,17 +55,34 @@ class RewardsOnLine(RewardLaw):
 
     def __init__(self, law: Law, reward: Callable[[Tensor], Tensor], supremum: float | None):
         self._line = Line(lambda x: law.log_prob(x[:, None]), *law.landmarks())
-        self._reward = lambda x: reward(x[:, None]).to(torch.float64)
-        best, found = _supremum(self._reward, self._line.edges)
-        self.supremum = found if supremum is None else supremum
+        self._function = reward
+        best, found = _supremum(self._value, self._line.edges)
         self._best = (best,) if math.isfinite(best) else ()
+        self.supremum = found if supremum is None else supremum
+
+    def _value(self, x: Tensor) -> Tensor:
+        return self._function(x[:, None]).to(torch.float64)
+
+    def _reward(self, x: Tensor) -> Tensor:
+        """r(x), where what lies above the supremum by rounding is the supremum."""
+        r = self._value(x)
+        over = float(r.max()) - self.supremum
+        check(
+            over <= 1e-12 * (1 + abs(self.supremum)),
+            f"a reward {over:.3g} above its supremum {self.supremum:.12g}",
+            "the least upper bound of the reward",
+            "Pass supremum=...",
+        )
+        return r.clamp(max=self.supremum)
 
     def expect(self, function: Callable[[Tensor], Tensor], points: tuple[float, ...] = ()) -> float:
         return self._line.expect(lambda x: function(self._reward(x)), self._best + points)
 
     def log_expect(self, log_function: Callable[[Tensor], Tensor]) -> float:
         def integrand(x: Tensor) -> tuple[Tensor, Tensor]:
-            return self._line.log_density(x) - self._line.log_normalizer + log_function(self._reward(x)), torch.ones_like(x)
+            return self._line.log_density(x) - self._line.log_normalizer + log_function(
+                self._reward(x)
+            ), torch.ones_like(x)
 
         return math.log(self._line.integrate(integrand, self._best))
 
@@ -72,7 +90,8 @@ class RewardsOnLine(RewardLaw):
 def _supremum(reward: Callable[[Tensor], Tensor], edges: Tensor) -> tuple[float, float]:
     """(argmax, sup) of a reward on the line; (inf, inf) when it keeps growing over the outermost octaves.
 
-    A reward that grows towards a finite limit (its increments shrink from octave to octave) is extrapolated to it.
+    A reward that grows towards a finite limit (its increments shrink from octave to octave) is extrapolated
+    to it.
     """
     outer = torch.stack([edges[-3:], edges[:3].flip(0)])
     a, b, c = reward(outer.reshape(-1)).reshape(2, 3).unbind(1)
@@ -80,21 +99,26 @@ def _supremum(reward: Callable[[Tensor], Tensor], edges: Tensor) -> tuple[float,
     if bool((ratio >= 0.75).any()):
         return math.inf, math.inf
     limit = float(torch.where(c > b, c + (c - b) * ratio / (1 - ratio), c).max())
-    steps = torch.linspace(0, 1, 33, dtype=torch.float64)[:-1]
-    x = (edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * steps).reshape(-1)
-    values = reward(x)
-    i = int(values.argmax())
-    low, high = float(x[max(i - 1, 0)]), float(x[min(i + 1, len(x) - 1)])
-    refined = minimize_scalar(
-        lambda y: -float(reward(torch.tensor([y], dtype=torch.float64))), bounds=(low, high), method="bounded",
-        options={"xatol": 1e-12 * (1 + abs(low))},
-    )  # fmt: skip
-    best, top = max([(float(x[i]), float(values[i])), (float(refined.x), -float(refined.fun))], key=lambda pair: pair[1])
+    best, top = _peak(reward, edges)
     return (best, top) if top >= limit else (math.inf, limit)
 
 
+def _peak(reward: Callable[[Tensor], Tensor], edges: Tensor) -> tuple[float, float]:
+    """The best of 32 points a panel, then of ever finer points around the best one."""
+    steps = torch.linspace(0, 1, 33, dtype=torch.float64)[:-1]
+    x = torch.cat([(edges[:-1, None] + edges.diff()[:, None] * steps).reshape(-1), edges[-1:]])
+    for _ in range(_ZOOMS):
+        values = reward(x)
+        i = int(values.argmax())
+        best, low, high = x[i], x[max(i - 1, 0)], x[min(i + 1, len(x) - 1)]
+        if float(high - low) <= 1e-15 * abs(float(best)):
+            break
+        x = torch.cat([low + (high - low) * steps, best[None], high[None]]).unique()
+    return float(best), float(values[i])
+
+
 def reward_law(base: Law, reward: Any, supremum: float | None = None) -> RewardLaw:
-    """The law of reward(X), X ~ base; NoClosedForm unless it is discrete, on the line, or the reward is linear."""
+    """The law of reward(X), X ~ base; NoClosedForm unless discrete, on the line, or of a linear reward."""
     if isinstance(base, DiscreteLaw):
         return RewardsOfAtoms(reward(base.points), base.weights)
     if base.event_shape == (1,):
@@ -103,6 +127,8 @@ def reward_law(base: Law, reward: Any, supremum: float | None = None) -> RewardL
     if quadratic is not None and quadratic.is_linear and bool(quadratic.linear.any()):
         return RewardsOnLine(base.along(quadratic.linear), lambda s: s[:, 0] + quadratic.constant, supremum)
     raise NoClosedForm(
-        f"the law of {type(reward).__name__} under {type(base).__name__} on events {base.event_shape} is not known; it is for "
-        "laws on the line, discrete laws and linear rewards. Use DiscreteLaw(base.sample(n, noise)) for an empirical answer."
+        f"the law of {type(reward).__name__} under {type(base).__name__} on events {base.event_shape} is "
+        f"not known; it is for "
+        "laws on the line, discrete laws and linear rewards. Use DiscreteLaw(base.sample(n, noise)) for "
+        "an empirical answer."
     )

@@ -20,7 +20,7 @@ LARGEST_DENSE = 4096  # dense (D, D) matrices are refused above
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """One matrix or a stack of them: values (..., d), vectors (..., d, d), or None when the matrices are diagonal."""
+    """One matrix or a stack: values (..., d), vectors (..., d, d), or None for diagonal matrices."""
 
     values: Tensor
     vectors: Tensor | None
@@ -62,19 +62,28 @@ class Spectrum:
 
 
 def check_dense(dim: int) -> None:
-    check(dim <= LARGEST_DENSE, f"a dense {dim} x {dim} matrix asked for", f"at most {LARGEST_DENSE} dimensions",
-          "Work with .eigenvalues, or with the latent law of a Subspace.")  # fmt: skip
+    check(
+        dim <= LARGEST_DENSE,
+        f"a dense {dim} x {dim} matrix asked for",
+        f"at most {LARGEST_DENSE} dimensions",
+        "Work with .eigenvalues, or with the latent law of a Subspace.",
+    )
 
 
 def spectrum_of(name: str, covariance: Tensor, relative_symmetry: float = 1e-10) -> Spectrum:
-    """Eigen-decomposition of one covariance or a stack (..., d, d); diagonal when every off-diagonal entry is zero.
+    """Eigen-decomposition of one covariance or a stack (..., d, d); diagonal when every off-diagonal entry is
+    zero.
 
-    Raises: BadInput when it is not symmetric within `relative_symmetry` times its largest entry, or when its smallest
-    eigenvalue is not above d * 2^-52 times its largest.
+    Raises: BadInput when it is not symmetric within `relative_symmetry` times its largest entry, or when its
+    smallest eigenvalue is not above d * 2^-52 times its largest.
     """
     skew, size = float((covariance - covariance.mT).abs().max()), float(covariance.abs().max())
-    check(skew <= relative_symmetry * size, f"{name} asymmetric by {skew:.3g}", "a symmetric matrix",
-          "Pass (C + C.T) / 2.")  # fmt: skip
+    check(
+        skew <= relative_symmetry * size,
+        f"{name} asymmetric by {skew:.3g}",
+        "a symmetric matrix",
+        "Pass (C + C.T) / 2.",
+    )
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
     if not bool((covariance - torch.diag_embed(diagonal)).any()):
         return diagonal_spectrum(name, diagonal)
@@ -95,7 +104,8 @@ def _check_positive(name: str, values: Tensor, rounding: float = 0.0) -> None:
     low, high = float(smallest.reshape(-1)[worst]), float(largest.reshape(-1)[worst])
     if low <= rounding * high:
         raise BadInput(
-            f"saw {name} with smallest eigenvalue {low:.6g} (largest {high:.6g}); wanted a positive definite matrix. "
+            f"saw {name} with smallest eigenvalue {low:.6g} (largest {high:.6g}); wanted a positive "
+            f"definite matrix. "
             "A law without spread in some directions is a Subspace, a point is a Dirac."
         )
 
@@ -105,21 +115,27 @@ def read_covariance(name: str, value: Any, dim: int) -> Spectrum:
     covariance = as_float64(name, value)
     if covariance.ndim == 0:
         return diagonal_spectrum(name, covariance.expand(dim))
-    check(covariance.shape in {(dim,), (dim, dim)}, f"{name} of shape {tuple(covariance.shape)}",
-          f"a scalar, ({dim},) or ({dim}, {dim}), as the mean has {dim} entries")  # fmt: skip
+    check(
+        covariance.shape in {(dim,), (dim, dim)},
+        f"{name} of shape {tuple(covariance.shape)}",
+        f"a scalar, ({dim},) or ({dim}, {dim}), as the mean has {dim} entries",
+    )
     if covariance.ndim == 1:
         return diagonal_spectrum(name, covariance)
     return spectrum_of(name, covariance, _symmetry(value))
 
 
 def read_covariances(name: str, value: Any, count: int, dim: int) -> Spectrum:
-    """A scalar, one variance a component (k,), diagonals (k, d) or matrices (k, d, d) as a stack of k spectra."""
+    """A scalar, variances (k,), diagonals (k, d) or matrices (k, d, d) as a stack of k spectra."""
     covariance = as_float64(name, value)
     if covariance.ndim == 0:
         return diagonal_spectrum(name, covariance.expand(count, dim))
-    check(covariance.shape in {(count,), (count, dim), (count, dim, dim)}, f"{name} of shape {tuple(covariance.shape)}",
-          f"a scalar, ({count},), ({count}, {dim}) or ({count}, {dim}, {dim})",
-          "The first dimension counts the components.")  # fmt: skip
+    check(
+        covariance.shape in {(count,), (count, dim), (count, dim, dim)},
+        f"{name} of shape {tuple(covariance.shape)}",
+        f"a scalar, ({count},), ({count}, {dim}) or ({count}, {dim}, {dim})",
+        "The first dimension counts the components.",
+    )
     if covariance.ndim == 1:
         return diagonal_spectrum(name, covariance[:, None].expand(count, dim))
     if covariance.ndim == 2:

@@ -1,4 +1,4 @@
-"""Laws on a low-dimensional affine subspace of R^D, and the same laws with noise around it. Everything costs O(D d)."""
+"""Laws on an affine subspace of R^D, and the same laws with noise around it, in O(D d) a point."""
 
 from __future__ import annotations
 
@@ -10,64 +10,22 @@ from torch import Tensor
 
 from sdecontrol.errors import check
 from sdecontrol.laws.base import Law, SubspacePosterior, check_temperature, no_density, restricted
+from sdecontrol.laws.frame import Frame, check_latent
 from sdecontrol.laws.gaussian import LOG_2PI, Gaussian
-from sdecontrol.laws.parameters import Coefficients, apply, apply_affine, as_float64, common_dtype
+from sdecontrol.laws.parameters import common_dtype
 from sdecontrol.laws.spectrum import check_dense
 from sdecontrol.noise import Block
-
-
-class Frame:
-    """Coordinates on the affine subspace {offset + B u}, B (D, d) with orthonormal columns.
-
-    Raises: BadInput for wrong shapes, or when B'B is off the identity by more than 1e-8 (1e-5 for a float32 basis).
-    """
-
-    def __init__(self, basis: Any, offset: Any):
-        b, o = as_float64("basis", basis), as_float64("offset", offset)
-        check(b.ndim == 2 and 0 < b.shape[1] <= b.shape[0], f"basis of shape {tuple(b.shape)}", "(D, d) with d <= D")
-        check(o.shape in {(), (len(b),)}, f"offset of shape {tuple(o.shape)}", f"a number or ({len(b)},)")
-        off = float((b.mT @ b - torch.eye(b.shape[1], dtype=torch.float64)).abs().max())
-        rounding = 1e-5 if common_dtype(basis) == torch.float32 else 1e-8
-        check(off <= rounding, f"a basis whose columns are off orthonormal by {off:.3g}", f"at most {rounding:g}",
-              "Pass torch.linalg.qr(basis).Q.")  # fmt: skip
-        self.basis, self.offset = b, o.expand(len(b))
-        self.dim, self.latent_dim = b.shape[0], b.shape[1]
-        self._centred = not bool(o.any())
-        self._terms = Coefficients(lambda: (self.basis, self.offset))
-
-    def centre(self, x: Tensor, a: float = 1.0) -> Tensor:
-        """x - a offset."""
-        return x if self._centred else torch.sub(x, self._terms.like(x)[1], alpha=a)
-
-    def project(self, x: Tensor) -> Tensor:
-        """B' x: (n, D) -> (n, d)."""
-        return apply(self._terms.like(x)[0].mT, x)
-
-    def encode(self, x: Tensor, a: float = 1.0) -> Tensor:
-        """B' (x - a offset): (n, D) -> (n, d)."""
-        return self.project(self.centre(x, a))
-
-    def decode(self, u: Tensor, a: float = 1.0) -> Tensor:
-        """a offset + B u: (n, d) -> (n, D)."""
-        basis, offset = self._terms.like(u)
-        return apply(basis, u) if self._centred else apply_affine(basis, u, a * offset)
-
-    def plus_scaled(self, u: Tensor, y: Tensor, scale: float) -> Tensor:
-        """B u + scale y, in one pass: (n, d), (n, D) -> (n, D)."""
-        return torch.addmm(y.mT, self._terms.like(u)[0], u.mT, beta=scale).mT
-
-    def normal(self, y: Tensor) -> Tensor:
-        """(I - B B') y: the part of y off the span."""
-        return self.plus_scaled(-self.project(y), y, 1.0)
 
 
 class Subspace(Law):
     """x = offset + B u, u ~ law, with orthonormal columns B (D, d).
 
-    It has no density on R^D (log_prob, score and score_jvp raise NotDefined); noised(a, h) has one. Tilts, posteriors
-    and normalisers are the latent law's under u -> r(offset + B u) (theory 1.4).
-    Shapes: basis (D, d), law on R^d, offset a number or (D,). Cost O(D d) a point; only `covariance` is dense.
-    Raises: BadInput for a basis that is not orthonormal (1e-8; says how far off) or a law of another dimension.
+    It has no density on R^D (log_prob, score and score_jvp raise NotDefined); noised(a, h) has one. Tilts,
+    posteriors and normalisers are the latent law's under u -> r(offset + B u).
+    Shapes: basis (D, d), law on R^d, offset a number or (D,). Cost O(D d) a point; only `covariance` is
+    dense.
+    Raises: BadInput for a basis that is not orthonormal (1e-8; says how far off) or a law of another
+    dimension.
     """
 
     def __init__(self, basis: Any, law: Law, offset: Any = 0.0):
@@ -145,19 +103,21 @@ class Subspace(Law):
 
 
 class SubspaceGaussian(Subspace):
-    """x = offset + B u, u ~ N(mean, covariance): short for Subspace(basis, Gaussian(mean, covariance), offset)."""
+    """x = offset + B u, u ~ N(mean, covariance): Subspace(basis, Gaussian(mean, covariance), offset)."""
 
     def __init__(self, basis: Any, mean: Any, covariance: Any, offset: Any = 0.0):
         super().__init__(basis, Gaussian(mean, covariance), offset)
 
 
 class NoisySubspace(Law):
-    """The law of offset + B u + sqrt(variance) (I - B B') z, u ~ law, z standard normal: density on all of R^D.
+    """The law of offset + B u + sqrt(variance) (I - B B') z, u ~ law, z standard normal: density on all of
+    R^D.
 
     log p(x) = log p_law(B'y) - |y - B B'y|^2 / (2 variance) - (D - d)/2 log(2 pi variance), y = x - offset;
-    score = (B B'y - y) / variance + B score_law(B'y). The law on the span carries the noise on the span already.
+    score = (B B'y - y) / variance + B score_law(B'y). The law on the span carries the noise on the span
+    already.
     Shapes: basis (D, d), law on R^d, variance a positive number, offset a number or (D,).
-    Source: derived (theory 1.4).
+    Source: derived.
     """
 
     def __init__(self, basis: Any, law: Law, variance: float, offset: Any = 0.0):
@@ -165,7 +125,9 @@ class NoisySubspace(Law):
         self._set(Frame(basis, offset), 1.0, law, variance, dtype)
 
     @classmethod
-    def from_frame(cls, frame: Frame, scale: float, law: Law, variance: float, dtype: torch.dtype) -> NoisySubspace:
+    def from_frame(
+        cls, frame: Frame, scale: float, law: Law, variance: float, dtype: torch.dtype
+    ) -> NoisySubspace:
         """On a frame that is already checked, around `scale` times its offset."""
         noisy = cls.__new__(cls)
         noisy._set(frame, scale, law, variance, dtype)
@@ -173,8 +135,12 @@ class NoisySubspace(Law):
 
     def _set(self, frame: Frame, scale: float, law: Law, variance: float, dtype: torch.dtype) -> None:
         check_latent(frame, law)
-        check(math.isfinite(variance) and variance > 0, f"variance = {variance}", "a positive number",
-              "Without noise it is a Subspace.")  # fmt: skip
+        check(
+            math.isfinite(variance) and variance > 0,
+            f"variance = {variance}",
+            "a positive number",
+            "Without noise it is a Subspace.",
+        )
         self.frame, self.scale, self.latent, self.variance = frame, scale, law, variance
         self.dtype, self.event_shape = dtype, (frame.dim,)
 
@@ -218,18 +184,19 @@ class NoisySubspace(Law):
         self._check_points(x)
         y = self.frame.centre(x, self.scale)
         z = self.frame.project(y)
-        return self.frame.plus_scaled(torch.add(self.latent.score(z), z, alpha=1 / self.variance), y, -1 / self.variance)
+        return self.frame.plus_scaled(
+            torch.add(self.latent.score(z), z, alpha=1 / self.variance), y, -1 / self.variance
+        )
 
     def score_jvp(self, x: Tensor, c: Tensor) -> Tensor:
         self._check_points(x)
         z, b = self.frame.encode(x, self.scale), self.frame.project(c)
-        return self.frame.plus_scaled(torch.add(self.latent.score_jvp(z, b), b, alpha=1 / self.variance), c, -1 / self.variance)
+        return self.frame.plus_scaled(
+            torch.add(self.latent.score_jvp(z, b), b, alpha=1 / self.variance), c, -1 / self.variance
+        )
 
     def noised(self, a: float, h: float) -> NoisySubspace:
         latent = self.latent.noised(a, h)
-        return NoisySubspace.from_frame(self.frame, a * self.scale, latent, a * a * self.variance + h, self.dtype)
-
-
-def check_latent(frame: Frame, law: Law) -> None:
-    check(law.event_shape == (frame.latent_dim,), f"a latent law on events {law.event_shape}",
-          f"({frame.latent_dim},), the number of columns of the basis")  # fmt: skip
+        return NoisySubspace.from_frame(
+            self.frame, a * self.scale, latent, a * a * self.variance + h, self.dtype
+        )

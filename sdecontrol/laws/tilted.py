@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdecontrol.errors import BadInput, NoClosedForm, NoTilt, NotDefined
+from sdecontrol.errors import BadInput, NoClosedForm, NotDefined
 from sdecontrol.laws.base import Law, check_temperature
 from sdecontrol.laws.line import Line
 from sdecontrol.laws.spectrum import check_dense
@@ -23,14 +23,17 @@ _ROUNDS = 20_000  # proposals a path before rejection gives up
 class TiltedLaw(Law):
     """base(x) exp(log_weight(x)) / E_base exp(log_weight).
 
-    log_weight maps points (n, *event) to (n,); log_normalizer is log E_base exp(log_weight) where it is known; log_bound
-    is a number that log_weight never exceeds. On the line everything comes from quadrature (1e-11 relative): normaliser,
-    moments and samples (by inversion). In more dimensions log_prob and log_normalizer raise NotDefined unless the
-    normaliser is given, mean and covariance raise NoClosedForm, and samples are drawn
+    log_weight maps points (n, *event) to (n,); log_normalizer is log E_base exp(log_weight) where it is
+    known; log_bound is a number that log_weight never exceeds. On the line everything comes from quadrature
+    (1e-11 relative): normaliser, moments and samples (by inversion). In more dimensions log_prob and
+    log_normalizer raise NotDefined unless the normaliser is given, mean and covariance raise NoClosedForm,
+    and samples are drawn
     - by rejection where log_bound is given: exact, exp(log_bound) / E_base w proposals a draw on average;
-    - else by sampling-importance-resampling, 32 proposals a path within a block: draws are dependent within a block and
-      biased by O(1 / ess). `ess(n, noise)` says how many of n proposals count; distrust the samples when it is small.
-    Raises: NoTilt when E_base w is infinite; BadInput when a weight exceeds its bound or rejection hardly accepts.
+    - else by sampling-importance-resampling, 32 proposals a path within a block: draws are dependent within a
+      block and biased by O(1 / ess). `ess(n, noise)` says how many of n proposals count; distrust the samples
+      when it is small.
+    Raises: NoTilt when E_base w is infinite; BadInput when a weight exceeds its bound or rejection hardly
+    accepts.
     """
 
     def __init__(
@@ -47,11 +50,7 @@ class TiltedLaw(Law):
     @cached_property
     def line(self) -> Line:
         """The quadrature of a tilted law on the line; NoClosedForm in more dimensions."""
-        line = Line(self._log_unnormalized, *self.base.landmarks())
-        if line.infinite:
-            raise NoTilt("E exp(reward/temperature) is infinite: the weight outgrows the base law's tails; "
-                         "wanted a weight with a finite mean. Raise the temperature or bound the reward.")  # fmt: skip
-        return line
+        return Line(self._log_unnormalized, *self.base.landmarks())
 
     def _log_unnormalized(self, x: Tensor) -> Tensor:
         points = x[:, None]
@@ -67,8 +66,11 @@ class TiltedLaw(Law):
         if self._given_normalizer is not None:
             return self._given_normalizer
         if not self.on_line:
-            raise NotDefined("the normaliser of this tilted law is not known (no closed form, dimension above 1); estimate "
-                             "it as the mean of exp(log_weight) over samples of the base law and pass log_normalizer")  # fmt: skip
+            raise NotDefined(
+                "the normaliser of this tilted law is not known (no closed form, dimension above 1); "
+                "estimate "
+                "it as the mean of exp(log_weight) over samples of the base law and pass log_normalizer"
+            )
         return self.line.log_normalizer
 
     def landmarks(self) -> tuple[Tensor, Tensor]:
@@ -117,9 +119,11 @@ class TiltedLaw(Law):
         return TiltedLaw(self.base, lambda x: self.log_weight(x) + reward(x) / temperature, log_normalizer)
 
     def draw(self, block: Block) -> Tensor:
+        if self.log_bound is not None:
+            return self._accepted(block, self.log_bound)
         if self.on_line:
             return self.line.quantile(block.uniform())[:, None].to(self.dtype)
-        return self._resampled(block) if self.log_bound is None else self._accepted(block, self.log_bound)
+        return self._resampled(block)
 
     def _accepted(self, block: Block, log_bound: float) -> Tensor:
         """Accepted proposals in the order they come, until the block is full."""
@@ -130,13 +134,17 @@ class TiltedLaw(Law):
             log_ratio = self.log_weight(x).to(torch.float64) - log_bound
             over = float(log_ratio.max())
             if over > 1e-9:
-                raise BadInput(f"saw a log weight {over:.3g} above log_bound = {log_bound:.6g}; wanted a bound. Pass a larger one.")
+                raise BadInput(
+                    f"saw a log weight {over:.3g} above log_bound = {log_bound:.6g}; wanted a bound. Pass "
+                    f"a larger one."
+                )
             kept.append(x[block.uniform().log() < log_ratio][:missing])
             missing -= len(kept[-1])
             if missing == 0:
                 return torch.cat(kept)
         raise BadInput(
-            f"saw {block.size - missing} proposals accepted of {_ROUNDS * block.size}; wanted a weight that is not so far "
+            f"saw {block.size - missing} proposals accepted of {_ROUNDS * block.size}; wanted a weight "
+            f"that is not so far "
             "below its bound. Leave log_bound out to resample by importance, or tilt by less."
         )
 
@@ -171,8 +179,10 @@ def log_expectation_on_line(law: Law, reward: Any, temperature: float) -> float:
     check_temperature(temperature)
     if law.event_shape != (1,):
         raise NoClosedForm(
-            f"log E exp(reward/temperature) of {type(reward).__name__} has no closed form under {type(law).__name__} on "
-            f"events {law.event_shape}; it has one for Gaussians and mixtures with Quadratic or Step rewards, and a "
+            f"log E exp(reward/temperature) of {type(reward).__name__} has no closed form under "
+            f"{type(law).__name__} on "
+            f"events {law.event_shape}; it has one for Gaussians and mixtures with Quadratic or Step "
+            f"rewards, and a "
             "quadrature on the line. Estimate it from samples."
         )
     return TiltedLaw(law, lambda x: reward(x) / temperature).line.log_normalizer

@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from sdecontrol.problems.base import Problem
 
 from sdecontrol.errors import BadInput, UnknownName, check
 from sdecontrol.laws import Gaussian, GaussianMixture, Law, SubspaceGaussian
+from sdecontrol.problems.base import Problem
 from sdecontrol.problems.digits import COMPONENTS, digit_subjects
 from sdecontrol.problems.fitted import Subject
 from sdecontrol.processes import ReverseProcess

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from sdecontrol.problems.base import Problem
-
 from sdecontrol import data
+from sdecontrol.problems.base import Problem
 from sdecontrol.problems.fitted import Subject, subjects
 
 COMPONENTS = 10

@@ -1,9 +1,9 @@
 """Problems on real data: a law fitted to an array, VP noising, and two rewards that mean something on any array.
 
-Rewards are in units in which the data has unit spread, so that one temperature fits all:
-  * total: the sum of the entries (the ink of an image), standardised: r(x) = (1.x - 1.m) / sd(1.x);
-  * regular: for images, minus the squared left-right asymmetry |x - flip x|^2 / 2 over its mean; for other arrays,
-    minus the squared first principal coordinate over its variance. Both are concave quadratics.
+Both rewards have unit standard deviation over the data, so that one temperature suits any array:
+  * total: the sum of the entries (the ink of an image), centred; linear.
+  * regular: for images, minus the squared left-right asymmetry |x - flip x|^2; for other arrays, minus the squared
+    first principal coordinate. A concave quadratic.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sdecontrol.problems.base import Problem
 
 from sdecontrol.data import DataSet, FitSummary, PrincipalSubspace, fit
+from sdecontrol.problems.base import Problem
 from sdecontrol.processes import ReverseProcess
 from sdecontrol.rewards import Quadratic
 from sdecontrol.schedules import VP
@@ -36,25 +36,23 @@ class Subject:
 
 
 def total(data: DataSet) -> Quadratic:
-    """Linear: the sum of the entries, standardised over the data."""
+    """(1 . x - E 1 . x) / sd(1 . x), mean and standard deviation over the data."""
     sums = data.values.sum(axis=1)
     scale = float(sums.std()) or 1.0
     return Quadratic(linear=np.full(data.values.shape[1], 1 / scale), constant=-float(sums.mean()) / scale)
 
 
 def regular(data: DataSet) -> Quadratic:
-    """Concave quadratic -|A (x - m)|^2 / (2 E|A (x - m)|^2); images: A = I - flip, m = 0; else A the first direction."""
+    """-|A (x - m)|^2 / sd(|A (x - m)|^2): images A = I - flip, m = 0; else A the top direction and m the mean."""
     columns = data.values.shape[1]
     if data.is_image:
-        height, width = (int(n) for n in data.event_shape)
-        flip = np.arange(columns).reshape(height, width)[:, ::-1].ravel()
-        a = np.eye(columns) - np.eye(columns)[flip]
-        centre = np.zeros(columns)
+        flip = np.arange(columns).reshape(data.event_shape)[:, ::-1].ravel()
+        a, centre = np.eye(columns) - np.eye(columns)[flip], np.zeros(columns)
     else:
         space = PrincipalSubspace.of(data.values, rank=1)
         a, centre = space.basis.T, space.offset
-    scale = float(np.mean(np.sum(((data.values - centre) @ a.T) ** 2, axis=1))) or 1.0
-    curvature = a.T @ a / scale
+    squares = np.sum(((data.values - centre) @ a.T) ** 2, axis=1)
+    curvature = 2 * a.T @ a / (float(squares.std()) or 1.0)
     pull = curvature @ centre
     return Quadratic(linear=pull, curvature=curvature, constant=-float(centre @ pull) / 2)
 

@@ -1,13 +1,15 @@
-"""First figures: the simulated terminal law against the exact tilt, and images drawn from both laws."""
+"""Figures: the simulated terminal law against the exact tilt, images drawn from both, controls compared."""
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from sdecontrol.controls import Control
 from sdecontrol.laws import Law
 from sdecontrol.noise import Noise
 from sdecontrol.problems.base import Problem
@@ -18,7 +20,10 @@ from sdecontrol.simulate import simulate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from sdecontrol.evaluate import Comparison
+
 PATHS = 20_000
+TILES = 7
 
 
 def draw(subject: Subject, folder: Path, seed: int = 0) -> list[str]:
@@ -36,11 +41,14 @@ def draw(subject: Subject, folder: Path, seed: int = 0) -> list[str]:
     return []
 
 
-def _terminal_states(problem: Problem, n: int, seed: int) -> np.ndarray:
-    """(n, d): the chain under the exact control, started from the exact initial law."""
-    exact = problem.exact
-    path = simulate(problem.process, exact.control, exact.initial, n=n, noise=Noise(seed), keep="ends")
-    return path.terminal.double().numpy()
+def _terminal_states(problem: Problem, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n, d) twice: the chain without control, and under the exact control from the exact initial law."""
+
+    def ends(control: Control | None, initial: Law | None) -> np.ndarray:
+        path = simulate(problem.process, control, initial, n=n, noise=Noise(seed), keep="ends")
+        return path.terminal.double().numpy()
+
+    return ends(None, None), ends(problem.exact.control, problem.exact.initial)
 
 
 def _density(law: Law, points: np.ndarray) -> np.ndarray:
@@ -49,9 +57,8 @@ def _density(law: Law, points: np.ndarray) -> np.ndarray:
 
 def _line(problem: Problem, folder: Path, seed: int) -> str:
     """1-D: histogram of simulated terminal states over the densities of p_pre and of the tilt."""
-    states = _terminal_states(problem, PATHS, seed)
-    reference = problem.exact.reference.sample(PATHS, Noise(seed)).numpy()
-    low, high = np.quantile(np.concatenate([states, reference]), [5e-4, 1 - 5e-4])
+    free, states = _terminal_states(problem, PATHS, seed)
+    low, high = np.quantile(np.concatenate([free, states]), [5e-4, 1 - 5e-4])
     margin = 0.1 * (high - low)
     x = np.linspace(low - margin, high + margin, 600)
     with canvas(1, 1, size=(4.6, 2.9)) as (figure, (ax,)):
@@ -68,9 +75,8 @@ def _line(problem: Problem, folder: Path, seed: int) -> str:
 
 def _plane(problem: Problem, folder: Path, seed: int) -> str:
     """2-D: contours of p_pre and of the tilt, simulated terminal states as dots."""
-    states = _terminal_states(problem, PATHS // 10, seed)
-    reference = problem.exact.reference.sample(PATHS // 10, Noise(seed)).numpy()
-    low, high = np.quantile(np.concatenate([states, reference]), [2e-3, 1 - 2e-3], axis=0)
+    free, states = _terminal_states(problem, PATHS // 10, seed)
+    low, high = np.quantile(np.concatenate([free, states]), [2e-3, 1 - 2e-3], axis=0)
     margin = 0.15 * (high - low)
     xs, ys = (np.linspace(low[i] - margin[i], high[i] + margin[i], 120) for i in (0, 1))
     points = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
@@ -102,20 +108,38 @@ def _contour_legend(ax: Axes, paths: int) -> None:
 
 def _images(problem: Problem, shape: tuple[int, int], folder: Path, seed: int) -> str:
     """Images drawn from p_pre on the left and from the exact tilt on the right, from the same noise."""
-    side = 8
     laws = (problem.exact.reference, problem.exact.terminal)
     titles = (r"$p_{\rm pre}$", r"exact tilt $p_{\rm ft}\propto e^{r/\alpha}\,p_{\rm pre}$")
-    with canvas(1, 2, size=(5.6, 3.1)) as (figure, axes):
+    with canvas(1, 2, size=(5.8, 3.4)) as (figure, axes):
         for ax, law, title in zip(axes, laws, titles):
-            samples = law.sample(side * side, Noise(seed))
-            rewards = problem.reward(samples)
-            height, width = shape
-            tiles = samples.numpy().reshape(side, side, height, width).transpose(0, 2, 1, 3)
-            ax.imshow(
-                tiles.reshape(side * height, side * width), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest"
-            )
-            ax.set_title(f"{title}\nmean reward {float(rewards.mean()):.2f}")
+            samples = law.sample(TILES**2, Noise(seed))
+            mean = float(problem.reward(samples).mean())
+            ax.imshow(_mosaic(samples.numpy(), shape), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_title(f"{title}\nmean reward {mean:.2f}")
             ax.set_axis_off()
         figure.suptitle(problem.name, fontsize=9)
         save(figure, folder / f"images-{problem.name}")
     return f"images-{problem.name}"
+
+
+def _mosaic(samples: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """TILES x TILES images in one, with a blank pixel between them."""
+    height, width = shape
+    tiles = np.pad(samples.reshape(TILES, TILES, height, width), ((0, 0), (0, 0), (0, 1), (0, 1)))
+    return tiles.transpose(0, 2, 1, 3).reshape(TILES * (height + 1), TILES * (width + 1))
+
+
+def reward_against_kl(comparison: Comparison, file: Path) -> None:
+    """Mean reward against path KL, one point with error bars a control; the line is the optimum."""
+    rows = comparison.rows
+    kl = np.array([row.kl.value for row in rows.values()])
+    optimum = next(iter(rows.values())).optimum.value
+    with canvas(1, 1, size=(4.6, 3.2)) as (figure, (ax,)):
+        x = np.linspace(0, 1.1 * max(float(kl.max()), 1e-12), 2)
+        ax.plot(x, optimum + comparison.temperature * x, color=TILT, lw=0.9, label="objective of the optimum")
+        for (name, row), marker in zip(rows.items(), cycle("osD^vP*X")):
+            ax.errorbar(row.kl.value, row.reward.value, xerr=row.kl.stderr, yerr=row.reward.stderr, fmt=marker, ms=4,
+                        label=name)  # fmt: skip
+        ax.set(xlabel=r"$\mathrm{KL}(Q^{u,\nu}\Vert Q)$", ylabel=r"$\mathbb{E}\,r(Y_T)$")
+        ax.legend()
+        save(figure, file)

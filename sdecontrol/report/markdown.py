@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sdecontrol.claims import Report, claims
+from sdecontrol.claims import Report
 from sdecontrol.report.numbers import SIGNS, agreement, duration, error, value
 from sdecontrol.report.run import VERDICTS, Run, versions
 
@@ -35,9 +35,9 @@ def _head(run: Run) -> list[str]:
 
 
 def _matrix(run: Run) -> list[str]:
-    titles = {claim.id: claim.title for claim in claims()}
+    titles = {report.claim: report.title for report in run.reports}
     rows = [
-        [claim, titles[claim], *(SIGNS.get(verdicts.get(name, ""), "") for name in run.problems)]
+        [claim, titles.get(claim, ""), *(SIGNS.get(verdicts.get(name, ""), "") for name in run.problems)]
         for claim, verdicts in run.matrix().items()
     ]
     legend = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
@@ -57,6 +57,7 @@ def _attention(run: Run) -> list[str]:
     """Everything that is neither "holds" nor "not applicable", and notes of the run, with the reasons."""
     doubtful = [r for r in run.reports if r.verdict in ("violated", "inconclusive")]
     lines = [f"- {r.claim} on {r.problem}: **{r.verdict}**. {r.reason}" for r in doubtful]
+    lines += [f"- {failure}" for failure in run.failures]
     lines += [f"- {note}" for note in run.notes]
     return ["## Needs attention", "", *lines, ""] if lines else []
 

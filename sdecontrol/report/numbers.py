@@ -1,10 +1,11 @@
-"""How a row's numbers read, the same in the terminal and in markdown."""
+"""How numbers read, the same in the terminal and in markdown."""
 
 from __future__ import annotations
 
 import math
 
 from sdecontrol.claims import Row
+from sdecontrol.estimate import Estimate
 
 SIGNS = {"holds": "✓", "violated": "✗", "inconclusive": "?", "not applicable": "–"}
 
@@ -29,3 +30,13 @@ def error(number: float) -> str:
 
 def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def estimate(e: Estimate | None) -> str:
+    """Value ± standard error, the value to the error's second digit; a dash where there is none."""
+    if e is None:
+        return "–"
+    if not e.stderr or not math.isfinite(e.stderr):
+        return f"{e.value:.6g}"
+    decimals = max(0, 1 - math.floor(math.log10(e.stderr)))
+    return f"{e.value:.{decimals}f} ± {e.stderr:.2g}"

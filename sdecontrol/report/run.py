@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -27,6 +28,23 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A check that raised instead of coming to a verdict."""
+
+    claim: str
+    problem: str
+    error: str
+    traceback: str
+
+    @classmethod
+    def of(cls, claim: str, problem: str, error: Exception) -> Failure:
+        return cls(claim, problem, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+
+    def __str__(self) -> str:
+        return f"{self.claim} on {self.problem} failed with {self.error}"
+
+
 @dataclass
 class Run:
     """Claims on problems, both by name; `reports` grows while `execute` is iterated, so what is done survives a stop.
@@ -40,6 +58,7 @@ class Run:
     quick: bool = False
     fits: Mapping[str, str] = field(default_factory=dict)
     reports: list[Report] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
     figures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -58,17 +77,25 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        return len(self.reports) == self.size
+        return len(self.reports) + len(self.failures) == self.size
 
-    def execute(self, problems: Iterable[Problem], verify: Callable[..., Report] = verify) -> Iterator[Report]:
+    def execute(
+        self, problems: Iterable[Problem], verify: Callable[..., Report] = verify
+    ) -> Iterator[Report | Failure]:
         """Verify each claim on each problem, problem by problem; the problems are those named by `self.problems`."""
-        for problem in problems:
+        for name, problem in zip(self.problems, problems, strict=True):
             for claim in self.ids:
                 start = time.perf_counter()
-                report = verify(claim, problem, quick=self.quick, seed=self.seed)
+                try:
+                    result: Report | Failure = verify(claim, problem, quick=self.quick, seed=self.seed)
+                except Exception as error:  # the other claims are worth having whatever went wrong in this one
+                    result = Failure.of(claim, name, error)
                 self.seconds += time.perf_counter() - start
-                self.reports.append(report)
-                yield report
+                if isinstance(result, Failure):
+                    self.failures.append(result)
+                else:
+                    self.reports.append(result)
+                yield result
 
     def count(self, verdict: str) -> int:
         return sum(report.verdict == verdict for report in self.reports)
@@ -82,9 +109,11 @@ class Run:
 
     @property
     def exit_code(self) -> int:
-        """1 when something is violated; else 0 when the run is complete, 130 when it was stopped."""
+        """1 when something is violated, else 3 when a check failed, else 130 when the run was stopped, else 0."""
         if self.count("violated"):
             return 1
+        if self.failures:
+            return 3
         return 0 if self.complete else 130
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,5 +127,6 @@ class Run:
             "fits": dict(self.fits),
             "figures": self.figures,
             "notes": self.notes,
+            "failures": [asdict(failure) for failure in self.failures],
             "reports": [report.to_dict() for report in self.reports],
         }

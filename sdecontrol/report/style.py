@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdecontrol.report.atomic import write
 
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
 REFERENCE = "#0072B2"  # blue: p_pre
 TILT = "#D55E00"  # vermilion: p_ft
 SAMPLES = "#999999"
+CYCLE = (REFERENCE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
-SETTINGS = {
+FORMATS: dict[str, dict[str, str | None]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+
+SETTINGS: dict[Any, Any] = {
     "font.family": "serif",
     "mathtext.fontset": "cm",
     "font.size": 9,
@@ -41,9 +45,10 @@ def canvas(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple
     import matplotlib
 
     matplotlib.use("Agg")
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns about the dates in matplotlib's own fonts
     import matplotlib.pyplot as plt
 
-    with plt.rc_context(SETTINGS):
+    with plt.rc_context({**SETTINGS, "axes.prop_cycle": plt.cycler(color=CYCLE)}):
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
         try:
             yield figure, list(axes.ravel())
@@ -51,9 +56,11 @@ def canvas(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple
             plt.close(figure)
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """Write `stem`.png and `stem`.pdf, each whole or not at all."""
-    for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
+def save(figure: Figure, path: Path) -> None:
+    """Write `path` in the format of its suffix, or as .png and .pdf without one; each file whole or not at all."""
+    for target in (
+        [path] if path.suffix in FORMATS else [path.with_name(path.name + suffix) for suffix in (".png", ".pdf")]
+    ):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix[1:], metadata=metadata)
-        write(stem.with_suffix(suffix), buffer.getvalue())
+        figure.savefig(buffer, format=target.suffix[1:], metadata=FORMATS[target.suffix])
+        write(target, buffer.getvalue())

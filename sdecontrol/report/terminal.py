@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sdecontrol.claims import Report, Row
+from sdecontrol.claims.base import Z_CRITICAL
 from sdecontrol.report.numbers import SIGNS, agreement, duration, error, value
-from sdecontrol.report.run import VERDICTS, Run
+from sdecontrol.report.run import VERDICTS, Failure, Run
 
 STYLES = {"holds": "green", "violated": "bold red", "inconclusive": "yellow", "not applicable": "dim"}
 
@@ -20,8 +21,11 @@ def console(quiet: bool = False) -> Console:
     return Console(quiet=quiet, width=None if sys.stdout.isatty() else 110, highlight=False)
 
 
-def show_report(console: Console, report: Report, every_row: bool) -> None:
+def show(console: Console, report: Report | Failure, every_row: bool) -> None:
     """The head line of a report and its rows: all of them, or the least certain row of each rung."""
+    if isinstance(report, Failure):
+        console.print(Text(f"! {report}", style=STYLES["violated"]))
+        return
     head = Text(f"{SIGNS.get(report.verdict, ' ')} {report.claim}", style=STYLES.get(report.verdict, ""))
     head.append(f"  {report.problem}  ", style="default")
     head.append(report.verdict, style=STYLES.get(report.verdict, ""))
@@ -47,6 +51,8 @@ def show_summary(console: Console, run: Run) -> None:
         if report.verdict in ("violated", "inconclusive"):
             line = f"{SIGNS[report.verdict]} {report.claim} on {report.problem}: {report.reason}"
             console.print(Text(line, style=STYLES[report.verdict]))
+    for failure in run.failures:
+        console.print(Text(f"! {failure}", style=STYLES["violated"]))
     for note in run.notes:
         console.print(Text(note, style="dim"))
 
@@ -76,6 +82,7 @@ def _weakest(rows: list[Row]) -> list[Row]:
 
 
 def _doubt(row: Row) -> tuple[bool, float]:
+    """How near a row is to not holding; one that holds beyond the critical z is a bound, met with room to spare."""
     if row.z is not None:
-        return row.verdict != "holds", abs(row.z)
+        return row.verdict != "holds", abs(row.z) if abs(row.z) <= Z_CRITICAL else 0.0
     return row.verdict != "holds", -(row.digits if row.digits is not None else 99.0)

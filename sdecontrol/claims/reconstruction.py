@@ -1,0 +1,145 @@
+"""Proposition 3.2, (3.3)-(3.5): the distance to the data law, with a prior mismatch and a score error."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy.integrate import quad, solve_ivp
+from scipy.special import ndtr
+
+from sdecontrol.claims.base import EPS, EXACT, MONTE_CARLO, Case, NotApplicable
+from sdecontrol.claims.output import ODE_ERROR
+from sdecontrol.claims.perturbed import gaussian_kl
+from sdecontrol.claims.quadrature import Array
+from sdecontrol.claims.static import check_static, core, draws, draws_exactly, log_density, plain_laws, ramp, static
+from sdecontrol.claims.tilt_bounds import PROPOSITION
+from sdecontrol.estimate import Estimate
+from sdecontrol.laws import Gaussian, Law
+from sdecontrol.models import PerturbedScore
+from sdecontrol.problems.base import Problem
+from sdecontrol.processes import ReverseProcess
+from sdecontrol.rewards import Linear
+
+SCORE_ERROR = 0.3  # epsilon sqrt(int sigma^2) of the biased score
+SLOPE = 1.0  # of the linear reward on top of it, in units of the temperature and the data's standard deviation
+
+
+def gaussian_data(problem: Problem) -> tuple[ReverseProcess, Gaussian]:
+    """The process and its data law on latent coordinates. Raises NotApplicable unless it is Gaussian with the exact score."""
+    process = problem.process
+    if not isinstance(process, ReverseProcess) or not process.has_exact_score:
+        raise NotApplicable("the reconstruction bound is checked around the exact score of a Gaussian")
+    law = core(process.data_law)
+    if not isinstance(law, Gaussian):
+        raise NotApplicable(
+            f"a score error keeps the output Gaussian for Gaussian data only, not for a {type(law).__name__}"
+        )
+    return process, law
+
+
+@PROPOSITION.check(EXACT)
+def reconstruction(case: Case) -> None:
+    """(3.3)-(3.4) with a constant score error epsilon, along the direction of the reward: everything stays Gaussian.
+
+    p_pre is the library's, by its moment equations; from the noised law it is the data law moved, which is solved again.
+    """
+    check_static(case.problem)
+    process, law = gaussian_data(case.problem)
+    direction = torch.as_tensor(ramp(case.problem).direction)
+    data, schedule, temperature = law.along(direction / direction.norm()), process.schedule, case.problem.temperature
+    epsilon = SCORE_ERROR / math.sqrt(quad(schedule.g2, 0.0, process.horizon, epsabs=1e-10, epsrel=1e-10, limit=200)[0])
+    reward = Linear([SLOPE * temperature / math.sqrt(float(data.covariance))])
+    noised = data.noised(schedule.alpha(process.horizon), schedule.h(process.horizon))
+    starts = {"the noised law": noised, "p_noise": Gaussian([0.0], [schedule.prior_std**2])}
+    for start, prior in list(starts.items())[: 1 if case.quick else 2]:
+        biased = ReverseProcess(schedule, PerturbedScore(data, bias=epsilon), initial=prior)
+        reference = Problem(biased, reward, temperature).exact.reference
+        terminal = reference.tilt(reward, temperature)
+        if prior is noised:
+            shift = biased_shift(process, float(data.covariance), epsilon)
+            error = 10 * ODE_ERROR * (1 + abs(float(data.mean)) + shift)
+            case.identity("shift of p_pre by a biased score", float(reference.mean - data.mean), shift, error)
+        mismatch = normal_tv(noised, prior)
+        right, note = mismatch + SCORE_ERROR / 2, f"prior {mismatch:.3g} + score {SCORE_ERROR / 2:.3g}"
+        case.bound(f"TV(p_pre, p_data) from {start}", normal_tv(reference, data), right, 10 * ODE_ERROR, note=note)
+        both = gaussian_kl(*_moments(reference), *_moments(terminal)) + gaussian_kl(
+            *_moments(terminal), *_moments(reference)
+        )
+        case.bound(f"TV(p_ft, p_data) from {start}", normal_tv(terminal, data), right + math.sqrt(both) / 2, 10 * ODE_ERROR,
+                   note=f"{note} + reward {math.sqrt(both) / 2:.3g}")  # fmt: skip
+
+
+def _moments(law: Law) -> tuple[Array, Array]:
+    return law.mean.numpy(), law.covariance.numpy()
+
+
+def biased_shift(process: ReverseProcess, variance: float, epsilon: float) -> float:
+    """The mean of Y_T minus the data's, by m' = (-f - g^2/S) m + g^2 epsilon from 0, S = a^2 variance + h."""
+    schedule, horizon = process.schedule, process.horizon
+
+    def rate(t: float, m: Array) -> Array:
+        s = max(horizon - t, 0.0)
+        noisy = schedule.alpha(s) ** 2 * variance + schedule.h(s)
+        return (-schedule.f(s) - schedule.g2(s) / noisy) * m + schedule.g2(s) * epsilon
+
+    return float(solve_ivp(rate, (0.0, horizon), [0.0], method="DOP853", rtol=1e-12, atol=1e-13).y[0, -1])
+
+
+def normal_tv(p: Law, q: Law) -> float:
+    """Total variation of two Gaussians on the line, between the roots of their log ratio."""
+    (m, v), (n, w) = ((float(law.mean), float(law.covariance)) for law in (p, q))
+    bend, slope = 1 / w - 1 / v, m / v - n / w
+    constant = n * n / w - m * m / v + math.log(w / v)
+    roots = np.roots([bend, 2 * slope, constant] if abs(bend) > 1e-9 / w else [2 * slope, constant])
+    edges = np.concatenate([[-math.inf], np.sort(roots.real[np.abs(roots.imag) < 1e-12]), [math.inf]])
+    masses = np.diff(ndtr((edges - m) / math.sqrt(v))) - np.diff(ndtr((edges - n) / math.sqrt(w)))
+    return float(np.abs(masses).sum()) / 2
+
+
+@PROPOSITION.check(MONTE_CARLO)
+def prior_term(case: Case) -> None:
+    """(3.5), VP: d_TV(p_T, N(0, I)) against both derived bounds, e^{-B} = alpha(T)^2."""
+    process = case.problem.process
+    if not isinstance(process, ReverseProcess) or not process.has_exact_score:
+        raise NotApplicable("p_T is known for an exact score only")
+    a, h = process.schedule.alpha(process.horizon), process.schedule.h(process.horizon)
+    if abs(h - (1 - a * a)) > 8 * EPS:
+        raise NotApplicable("(3.5) is about variance-preserving noise, h = 1 - alpha^2")
+    noised, d = process.noised(0.0), process.dim
+    prior = Gaussian(torch.zeros(d, dtype=torch.float64), torch.ones(d, dtype=torch.float64))
+    x = noised.sample(case.paths, case.noise, "p_T").to(torch.float64)
+    distance = Estimate.mean(np.clip(-np.expm1(prior.log_prob(x).numpy() - noised.log_prob(x).numpy()), 0, None))
+    data = process.data_law
+    clean = data.sample(case.paths, case.noise, "p_data").to(torch.float64)
+    squares = Estimate.mean(clean.square().sum(1))
+    excess = a * a * squares.value - d * (a * a + math.log(h))
+    right = Estimate(math.sqrt(excess) / 2, a * a * float(squares.stderr) / (4 * math.sqrt(excess)), squares.n)
+    case.sample_bound("TV(p_T, N(0,I)), the noised form of (3.5)", distance, right)
+    if data is not core(data):
+        raise NotApplicable("KL(p_data, N(0, I)) is infinite for data on a subspace: the second form says nothing")
+    kl = Estimate.mean(data.log_prob(clean).numpy() - prior.log_prob(clean).numpy())
+    root = math.sqrt(max(float(kl.value), 1e-300) / 2)
+    case.sample_bound("TV(p_T, N(0,I)), the form with KL(p_data, N(0,I))", distance,
+                      Estimate(a * root, a * float(kl.stderr) / (4 * root), kl.n))  # fmt: skip
+
+
+@PROPOSITION.check(MONTE_CARLO)
+def distance_from_data(case: Case) -> None:
+    """(3.3): d_TV(p_ft, p_data) <= d_TV(p_pre, p_data) + sqrt(D)/2 for the problem as it is, prior mismatch included."""
+    route, process = static(case.problem), case.problem.process
+    if not isinstance(process, ReverseProcess) or not process.has_exact_score:
+        raise NotApplicable("the data law is known for an exact score only")
+    if process.initial == "marginal":
+        raise NotApplicable("started from its noised law p_pre is p_data, so (3.3) is the bound on TV(p_ft, p_pre)")
+    cheap = draws_exactly(case.answers.terminal)
+    n = case.paths if cheap else (300 if case.quick else 1_000)  # a density is then a quadrature a point
+    distance = {}
+    plain, tilted = plain_laws(case)
+    for name, law, other in (("p_ft", case.answers.terminal, tilted), ("p_pre", case.answers.reference, plain)):
+        x = draws(case, law, other, f"{name} for data", n)
+        log_ratio = log_density(process.data_law, x) - log_density(law, x)
+        distance[name] = Estimate.mean(np.clip(-np.expm1(log_ratio), 0, None))
+    right = distance["p_pre"] + math.sqrt(route.divergence) / 2
+    case.sample_bound("TV(p_ft, p_data) <= TV(p_pre, p_data) + sqrt(D)/2", distance["p_ft"], right)

@@ -1,0 +1,138 @@
+"""Eq. (3.13): the objective separates into a control problem from every start and a problem over the initial law."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, rounding
+from sdecontrol.claims.plain import Quadric
+from sdecontrol.claims.posterior import gaussian, gaussian_kl
+from sdecontrol.claims.quadrature import Array
+from sdecontrol.claims.workbench import Workbench, no_running_reward
+from sdecontrol.estimate import Estimate
+from sdecontrol.evaluate import total_reward
+from sdecontrol.moments import AffineChain, moments
+from sdecontrol.time import TimeGrid
+
+CLAIM = Claim(
+    "eq-3.13",
+    "The objective separates: a control problem from every start, then one over the initial law",
+    "Tang 2403.06279, (3.13)-(3.15)",
+    r"""\max_{u,\nu} \int \nu(dy) J(u, y) - \alpha KL(\nu \| p_noise), J(u, y) = E_{Q^u_y}[r(Y_T) - \frac{\alpha}{2} \int |u|^2];
+v(0, y) = \max_u J(u, y), and the maximum over \nu is \alpha \log C.""",
+)
+
+
+@CLAIM.check(EXACT)
+def best_control_from_a_point(case: Case) -> None:
+    """J(u*, y) from the moment equations started at y, against v(0, y); any other control stays below."""
+    no_running_reward(case)
+    bench = Workbench.of(case)
+    latent = bench.latent
+    bench.flow  # noqa: B018  raises NotApplicable
+    values = case.answers.value(0.0, latent.lift(0.0, bench.starts)).numpy() / bench.temperature
+    for i, value in enumerate(values):
+        found = bench.conditional_objective(f"from {i}")
+        case.identity(f"J(u*, y{i}) = v(0, y{i}), over the temperature", value, found.value, found.error + rounding(value))
+        other = bench.conditional_objective(f"test from {i}")
+        case.bound(f"J(u, y{i}) <= v(0, y{i}) for an affine u", other.value, value, other.error)
+
+
+@CLAIM.check(EXACT)
+def initial_law_for_the_best_control(case: Case) -> None:
+    """E_nu v(0, .) - temperature KL(nu || p_noise) = temperature [log C - KL(nu || nu*)] for nu*, p_noise and two others."""
+    no_running_reward(case)
+    bench = Workbench.of(case)
+    start, star = bench.latent.gaussian_start, bench.latent.moments(0.0, case.answers.initial)
+    v = value_at_start(bench)
+    log_c, condition = float(case.answers.log_normalizer), float(np.linalg.cond(start[1]))
+    laws = {"nu*": star, "p_noise": start} | {name: test.start for name, test in bench.tests.items()}
+    for name, law in laws.items():
+        found = float(v(law[0]) - (v.curvature * law[1]).sum() / 2) - gaussian_kl(law, start)
+        error = rounding(log_c, 1.0, condition=condition, operations=100 * len(start[0]))
+        case.identity(f"nu = {name}: E v(0, .)/temperature - KL", found, log_c - gaussian_kl(law, star), error)
+
+
+@CLAIM.check(DISCRETE)
+def objective_of_a_chain(case: Case) -> None:
+    """For an affine u on a short chain: moments under nu, against J(u, y) by conditional moments averaged over nu.
+
+    J is quadratic in y, so its mean over nu is exact at the 2 d points mean +- sqrt(d) root e_i.
+    """
+    no_running_reward(case)
+    bench = Workbench.of(case)
+    process, test, latent = case.problem.process, bench.tests["affine 2"], bench.latent
+    grid, kernel = TimeGrid.explicit([process.horizon * k / 8 for k in range(8)]), process.default_kernel
+    rho = _whole_reward(bench)
+    found = moments(process, kernel, grid, test.initial, test.control)
+    mean, spread = found.means[-1].numpy(), found.covariances[-1].numpy()
+    left = float(rho(mean) - (rho.curvature * spread).sum() / 2) - float(found.energy.sum())
+    root = np.linalg.cholesky(test.initial.covariance.numpy()) * np.sqrt(process.dim)
+    points = test.initial.mean.numpy() + np.vstack([root.T, -root.T])
+    right = float(_conditional(bench, grid, points, rho).mean())
+    error = rounding(left, float(np.abs(rho(points)).max()), operations=100 * process.dim)
+    case.identity("E_nu J(u, .)", left, right, error, note=f"{len(points)} starts; d = {latent.dim}")
+
+
+@CLAIM.check(MONTE_CARLO)
+def reweighted_starts(case: Case) -> None:
+    """int nu(dy) J(u*, y) from paths started at nu*, and from paths started at p_noise weighted by dnu*/dp_noise."""
+    no_running_reward(case)
+    bench, answers = Workbench.of(case), case.answers
+    kept = bench.path("untilted")
+    ratio = answers.initial.log_prob(kept.initial) - kept.reference_initial.log_prob(kept.initial)
+    profit = total_reward(case.problem, kept) / bench.temperature - kept.weights.energy
+    right = Estimate.mean(torch.exp(ratio) * profit)
+    if bench.draws_initial:
+        path = bench.path("optimum")
+        left = Estimate.mean(total_reward(case.problem, path) / bench.temperature - path.weights.energy)
+    else:
+        left = Estimate.mean(torch.exp(ratio) * (answers.value(0.0, kept.initial) / bench.temperature))
+    scale = float(profit.std())
+    case.sample("E_{nu*} J(u*, .) two ways", left, right, scale=scale, bias=0.0 if bench.draws_initial else scale / 10)
+    case.sample("E_{p_noise} dnu*/dp_noise", Estimate.mean(torch.exp(ratio)), 1.0)
+
+
+def value_at_start(bench: Workbench) -> Quadric:
+    """v(0, .)/temperature as a quadratic of the latent start, read off the answers' values at d + 1 + d (d + 1)/2 points."""
+    latent = bench.latent
+    latent.sde  # noqa: B018  raises NotApplicable
+    mean, covariance = latent.gaussian_start
+    scale = np.sqrt(np.diag(covariance))
+    d = latent.dim
+    steps = np.eye(d) * scale
+    pairs = [(i, j) for i in range(d) for j in range(i)]
+    points = [np.zeros((1, d)), steps, -steps, *([np.stack([steps[i] + steps[j] for i, j in pairs])] if pairs else [])]
+    values = bench.answers.value(0.0, latent.lift(0.0, mean + np.vstack(points))).numpy() / bench.temperature
+    centre, up, down, both = values[0], values[1 : d + 1], values[d + 1 : 2 * d + 1], values[2 * d + 1 :]
+    slope, bend = (up - down) / 2, up + down - 2 * centre
+    hessian = np.diag(bend)
+    for (i, j), value in zip(pairs, both):
+        hessian[i, j] = hessian[j, i] = value - centre - slope[i] - slope[j] - (bend[i] + bend[j]) / 2
+    linear, curvature = slope / scale, -hessian / np.outer(scale, scale)
+    shifted = float(centre - linear @ mean - mean @ curvature @ mean / 2)
+    return Quadric(shifted, linear + curvature @ mean, curvature)
+
+
+def _whole_reward(bench: Workbench) -> Quadric:
+    """r/temperature on the whole space."""
+    bench.latent.rho  # noqa: B018  raises NotApplicable
+    reward = bench.problem.reward
+    whole = Quadric(reward.constant, reward.linear.numpy(), reward.curvature.numpy())  # type: ignore[attr-defined]
+    return whole.times(1 / bench.temperature)
+
+
+def _conditional(bench: Workbench, grid: TimeGrid, points: Array, rho: Quadric) -> Array:
+    """E[r/temperature - sum dt |u|^2/2] of the chain from each of the points (n, D), by a recursion of its own."""
+    process, control = bench.process, bench.tests["affine 2"].control
+    means, spread, energy = points, np.zeros((process.dim, process.dim)), np.zeros(len(points))
+    for step in AffineChain.of(process, process.default_kernel, grid).steps:
+        matrix, offset, noise = step.matrix.numpy(), step.offset.numpy(), step.noise.numpy()
+        gain, shift = (part.numpy() for part in control.affine_at(step.t))
+        u = means @ gain.T + shift
+        energy += step.dt / 2 * ((u**2).sum(1) + np.sum((gain @ spread) * gain))
+        closed = matrix + np.sqrt(step.dt) * noise @ gain
+        means, spread = means @ matrix.T + offset + np.sqrt(step.dt) * u @ noise.T, closed @ spread @ closed.T + noise @ noise.T
+    law = gaussian(np.zeros(process.dim), spread)
+    return rho(means) - np.sum(rho.curvature * law.covariance) / 2 - energy

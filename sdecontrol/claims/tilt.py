@@ -1,0 +1,200 @@
+"""Lemma 3.1: the entropy-regularised maximiser is the exponential tilt, its value temperature * log C."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.output import Output, output_law
+from sdecontrol.claims.perturbed import gaussian_kl, perturbations
+from sdecontrol.claims.plain import Cloud, GaussianSum, whole
+from sdecontrol.claims.quadrature import OTHER_SPACING, Array
+from sdecontrol.claims.static import (
+    POINTS,
+    check_static,
+    core,
+    draws,
+    draws_exactly,
+    exponent,
+    log_density,
+    log_weights,
+    plain_laws,
+    static,
+)
+from sdecontrol.estimate import Estimate
+from sdecontrol.kernels import Kernel
+from sdecontrol.laws import Gaussian
+from sdecontrol.rewards import as_quadratic
+from sdecontrol.time import TimeGrid
+
+SIZES = (0.01, 0.1, 0.5)  # of the perturbed laws, in standard deviations of p_ft
+PERTURBED_DRAWS = 16_000
+MILD = math.log(4.0)  # log E w^2 up to which means of weighted samples have an honest standard error at these n
+
+LEMMA = Claim(
+    "lemma-3.1",
+    "The best law is the tilt e^{r/temperature} p_pre / C, of value temperature log C",
+    "Tang 2403.06279, Lemma 3.1, (3.1)-(3.2); value, gap and number of proposals: derived",
+    r"""max_p E_p[r(Y)] - \alpha KL(p \| p_pre) is attained at p_ft(dy) = C^{-1} e^{r(y)/\alpha} p_pre(dy),
+C = E_{p_pre} e^{r/\alpha} < \infty, if E_{p_pre} |r| e^{r/\alpha} < \infty (else the supremum is not attained);
+its value is \alpha \log C, any other p stays below it by \alpha KL(p \| p_ft), and rejection sampling needs
+e^{\sup r/\alpha} / C proposals from p_pre a draw: infinitely many where r is unbounded.""",
+)
+
+
+@LEMMA.check(EXACT)
+def normaliser(case: Case) -> None:
+    """log C against products of one-dimensional quadratures where covariance and curvature are diagonal."""
+    route = static(case.problem)
+    case.identity("log C against quadrature", case.answers.log_normalizer, route.log_c, route.errors.log_c)
+
+
+@LEMMA.check(EXACT)
+def value(case: Case) -> None:
+    """temperature log C = E_ft r - temperature KL(p_ft || p_pre), the mean by quadrature and the KL the library's."""
+    route, temperature = static(case.problem), case.problem.temperature
+    mean, kl = temperature * route.numbers.after, case.answers.path_kl
+    error = temperature * route.error + rounding(mean, kl)
+    case.identity("T log C = E_ft r - T KL(p_ft, p_pre)", case.answers.optimum, mean - temperature * kl, error)
+    terminal, reference = case.answers.terminal, case.answers.reference
+    if isinstance(core(terminal), Gaussian) and isinstance(core(reference), Gaussian):
+        frame = route.output.frame
+        (m, s), (mean0, s0) = frame.moments(terminal), frame.moments(reference)
+        error = rounding(kl, len(m), condition=float(np.linalg.cond(s0)))
+        case.identity("KL(p_ft, p_pre) from both laws", kl, gaussian_kl(m, s, mean0, s0), error + route.error)
+
+
+@LEMMA.check(EXACT)
+def densities(case: Case) -> None:
+    """log p_ft - log p_pre - r/temperature + log C = 0 pointwise, and both densities against the second route's."""
+    route, problem = static(case.problem), case.problem
+    law, frame = route.output.law, route.output.frame
+    tilted_law = route.tilt.law if route.tilt else law
+    u = np.concatenate([which.draw(POINTS // 2, case.rng) for which in (law, tilted_law)])
+    x = frame.lift(u)
+    pre, ft = log_density(case.answers.reference, x), log_density(case.answers.terminal, x)
+    growth = problem.reward(x).numpy() / problem.temperature
+    condition = max(law.condition, tilted_law.condition)
+    size = np.abs(np.concatenate([pre, ft, growth, [law.dim]])).max()
+    error = rounding(size, condition=condition) + route.output.error * size * condition
+    residual = float(np.abs(ft - pre - growth + case.answers.log_normalizer).max())
+    case.zero("log p_ft - log p_pre - r/T + log C", residual, error, scale=size, note=f"largest of {len(u)} points")
+    plain = law.log_density(u)
+    if route.output.by_rule:
+        error += 2 * float(np.abs(plain - output_law(problem, OTHER_SPACING).law.log_density(u)).max())
+    case.zero("log p_pre, both routes", float(np.abs(pre - plain).max()), error, scale=size)
+    tilted = plain + growth - route.log_c
+    case.zero("log p_ft, both routes", float(np.abs(ft - tilted).max()), error + route.errors.log_c, scale=size)
+
+
+@LEMMA.check(EXACT)
+def optimality(case: Case) -> None:
+    """No perturbed law does better than temperature log C, and each falls short of it by temperature KL(p || p_ft)."""
+    route, temperature = static(case.problem), case.problem.temperature
+    frame, terminal = route.output.frame, case.answers.terminal
+    moments = frame.moments(terminal) if isinstance(core(terminal), Gaussian) else None
+    for size in SIZES:
+        tried = perturbations(case, route, size)
+        best = max(p.objective for p in tried)
+        error = temperature * 3 * route.error
+        case.bound(f"objective of {len(tried)} laws {size:g} away", temperature * best, case.answers.optimum, error)
+        worst = 0.0
+        for p in tried:
+            gap = case.answers.optimum / temperature - p.objective
+            cloud = p.tilt.law.clouds[0]
+            kl = p.kl_to_optimum if moments is None else gaussian_kl(cloud.means[0], cloud.covariance, *moments)
+            worst = max(worst, abs(gap - kl))
+        note = "KL by quadrature" if moments is None else "KL from p_ft's mean and covariance"
+        scale = temperature * tried[0].kl_to_optimum
+        case.zero(f"gap - T KL(p, p_ft), {size:g} away", temperature * worst, error, scale=scale, note=note)
+
+
+@LEMMA.check(DISCRETE)
+def chain(case: Case) -> None:
+    """The chain's log Z, output law and value, against a recursion of its moments and quadrature of the tilt."""
+    check_static(case.problem)
+    problem, temperature = case.problem, case.problem.temperature
+    quadratic = as_quadratic(problem.reward)
+    if quadratic is None:
+        raise NotApplicable("the chain's optimum is closed for quadratic rewards")
+    kernel, grid = problem.process.default_kernel, TimeGrid.geometric(12 if case.quick else 40)
+    exact = getattr(case.answers, "chain", None) or problem.discretise(kernel, grid).exact
+    mean, covariance = chain_moments(case, kernel, grid)
+    reference = exact.reference
+    error = rounding(1.0 + np.abs(mean).max() + np.abs(covariance).max(), operations=100 * 40 * len(mean))
+    off = np.abs(reference.mean.numpy() - mean).max() + np.abs(reference.covariance.numpy() - covariance).max()
+    case.zero("moments of the chain's p_pre", float(off), error, note=f"{grid.steps} steps")
+    values, vectors = np.linalg.eigh(covariance)
+    spread = values > 1e-12 * values[-1]
+    frame = whole(len(mean))._replace(basis=vectors[:, spread], offset=mean)
+    law = GaussianSum((Cloud(np.zeros(1), np.zeros((1, int(spread.sum()))), np.diag(values[spread])),))
+    q = exponent(Output(law, frame), quadratic, temperature)
+    tilt = law.tilt(q)
+    size = abs(q.constant) + abs(tilt.mean_q) + law.dim
+    error = rounding(size, operations=100 * 40 * law.dim, condition=math.sqrt(tilt.law.condition))
+    case.identity("log Z of the chain against quadrature", exact.log_normalizer, tilt.log_mass, error)
+    value = temperature * (tilt.mean_q - exact.path_kl)
+    case.identity("T log Z = E r - T KL(P*, P)", exact.optimum, value, temperature * error)
+
+
+def chain_moments(case: Case, kernel: Kernel, grid: TimeGrid) -> tuple[Array, Array]:
+    """Mean (D,) and covariance (D, D) of the chain's last state, in numpy."""
+    process = case.problem.process
+    times = grid.resolve(process).times
+    start = process.initial_law(float(times[0]))
+    mean, covariance = start.mean.numpy(), start.covariance.numpy()
+    for t, t_next in zip(times[:-1], times[1:]):
+        step = kernel.affine_step(process, float(t), float(t_next))
+        matrix, offset, noise = (part.numpy() for part in (step.matrix, step.offset, step.noise))
+        mean, covariance = matrix @ mean + offset, matrix @ covariance @ matrix.T + noise @ noise.T
+    return mean, (covariance + covariance.T) / 2
+
+
+@LEMMA.check(MONTE_CARLO)
+def bridge(case: Case) -> None:
+    """E_pre[psi w/(1+w)] = E_ft[psi/(1+w)], w = e^{r/temperature}/C: bounded, so its standard error can be trusted."""
+    check_static(case.problem)
+    plain, tilted = plain_laws(case)
+    before = draws(case, case.answers.reference, plain, "p_pre", case.paths)
+    after = draws(case, case.answers.terminal, tilted, "p_ft", case.paths)
+    log_pre, log_ft = log_weights(case, before), log_weights(case, after)
+    share_pre, share_ft = 1 / (1 + np.exp(-log_pre)), 1 / (1 + np.exp(log_ft))
+    case.sample("E_pre w/(1+w) = E_ft 1/(1+w)", Estimate.mean(share_pre), Estimate.mean(share_ft), note="decides log C")
+    scale = float(np.mean(share_pre * np.abs(log_pre)) + np.mean(share_ft * np.abs(log_ft))) / 2
+    left, right = Estimate.mean(share_pre * log_pre), Estimate.mean(share_ft * log_ft)
+    case.sample("the same, times log w", left, right, scale=scale)
+
+
+@LEMMA.check(MONTE_CARLO)
+def weighted_moments(case: Case) -> None:
+    """E_pre w = 1 and E_pre[w r] = E_ft r by draws from p_pre, where E_pre w^2 <= 4; else a mean of weights misleads."""
+    route = static(case.problem)
+    if route.tilt is None:
+        raise NotApplicable("weights of a step reward are bounded: the bridge says it all")
+    q = route.tilt.q
+    log_second = route.output.law.tilt(q.times(2.0)).log_mass - 2 * route.log_c
+    if log_second > MILD:
+        second = math.exp(min(log_second, 700))
+        raise NotApplicable(f"E_pre w^2 = {second:.3g}: a mean of weights has no honest standard error")
+    x = draws(case, case.answers.reference, route.output.law, "weights", case.paths)
+    w = np.exp(log_weights(case, x))
+    case.sample("E_pre w", Estimate.mean(w), 1.0)
+    r = case.problem.reward(x).numpy()
+    truth = route.numbers.after * case.problem.temperature
+    case.sample("E_pre[w r] = E_ft r", Estimate.mean(w * r), truth, scale=abs(truth) + float(r.std()))
+
+
+@LEMMA.check(MONTE_CARLO)
+def perturbed_gap(case: Case) -> None:
+    """temperature log C - objective = temperature KL(p || p_ft), KL by draws from p and the library's log p_ft."""
+    route = static(case.problem)
+    terminal = case.answers.terminal
+    if not draws_exactly(terminal):
+        raise NotApplicable("log p_ft is a quadrature a point: compared at points on the exact rung")
+    p = perturbations(case, route, 1.0)[0]
+    u = p.tilt.law.draw(PERTURBED_DRAWS, case.rng)
+    log_ratio = p.tilt.law.log_density(u) - log_density(terminal, route.output.frame.lift(u))
+    gap = float(case.answers.log_normalizer) - p.objective
+    case.sample("KL(p, p_ft) = log C - objective / T", Estimate.mean(log_ratio), gap)

@@ -1,0 +1,136 @@
+"""Proposition 3.2: how far the tilt moves the law, the bounds' proved constants, and reward collapse."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.output import output_law
+from sdecontrol.claims.perturbed import gaussian_kl
+from sdecontrol.claims.static import StepRoute, check_static, core, draws, log_weights, plain_laws, ramp, static
+from sdecontrol.errors import NoClosedForm
+from sdecontrol.estimate import Estimate
+from sdecontrol.laws import Gaussian, tv
+from sdecontrol.rewards import as_quadratic
+
+RANGES = (0.5, 2.0, 8.0)  # (max r - min r) / temperature of the bounded rewards
+COOLING = (4.0, 1.0, 1 / 4, 1 / 16, 1 / 64)  # temperatures of the collapse, in units of the problem's
+RARE = 0.3  # mass of p_pre that a step reward favours
+
+PROPOSITION = Claim(
+    "prop-3.2",
+    "Fine-tuning moves the law by at most the square root of the reward gained over the temperature",
+    "Tang 2403.06279, Prop. 3.2, (3.3)-(3.8); constants, sharp forms and limits: derived",
+    r"""D = (E_{ft} r - E_{pre} r)/\alpha = KL(p_ft \| p_pre) + KL(p_pre \| p_ft), hence d_TV(p_ft, p_pre) <= \sqrt{D}/2
+<= \sqrt{D/2}; for a reward of range R \alpha, d_TV <= \tanh(R/4) and each KL <= R^2/8. With a score error \epsilon,
+d_TV(p_ft, p_data) <= d_TV(p_T, p_noise) + (\epsilon/2)(\int \sigma^2)^{1/2} + \sqrt{D}/2. As \alpha -> 0 the bounds
+diverge, the distance does not: d_TV -> 1 - p_pre(argmax r), KL -> -log p_pre(argmax r).""",
+)
+
+
+@PROPOSITION.check(EXACT)
+def symmetric_divergence(case: Case) -> None:
+    """KL(p_ft || p_pre) + KL(p_pre || p_ft) = D; the smaller of them is at most D/2."""
+    route = static(case.problem)
+    terminal, reference = case.answers.terminal, case.answers.reference
+    forward, note = float(case.answers.path_kl), "KL from log C and E_pre r"
+    backward, error = float(case.answers.log_normalizer) - route.numbers.before, route.error + rounding(forward)
+    if isinstance(core(terminal), Gaussian) and isinstance(core(reference), Gaussian):
+        ft, pre = route.output.frame.moments(terminal), route.output.frame.moments(reference)
+        forward, backward, note = gaussian_kl(*ft, *pre), gaussian_kl(*pre, *ft), "KLs from both laws"
+        error += rounding(len(ft[0]), forward + backward, condition=max(np.linalg.cond(ft[1]), np.linalg.cond(pre[1])))
+    case.identity("KL(p_ft, p_pre) + KL(p_pre, p_ft) = D", forward + backward, route.divergence, error, note=note)
+    case.bound("smaller KL <= D/2", min(forward, backward), route.divergence / 2, error)
+
+
+@PROPOSITION.check(EXACT)
+def total_variation(case: Case) -> None:
+    """d_TV(p_ft, p_pre) along the direction on which the weight depends, against the library's and the bounds."""
+    route, quadratic = static(case.problem), as_quadratic(case.problem.reward)
+    if quadratic is None or route.tilt is None:
+        raise NotApplicable("a step reward is checked with its own bounds")
+    law, q = route.output.law, route.tilt.q
+    if not np.abs(q.curvature).max() > 0:
+        line, a, b = law.along(q.linear), 1.0, 0.0
+    elif law.dim == 1:
+        line, a, b = law.along(np.ones(1)), float(q.linear[0]), float(q.curvature[0, 0])
+    else:
+        raise NotApplicable("the weight depends on more than one direction: see the Monte Carlo rung")
+    constant = q.constant - float(case.answers.log_normalizer)
+    roots = np.roots([-b / 2, a, constant] if b else [a, constant])
+    breaks = tuple(float(x.real) for x in roots if abs(x.imag) < 1e-9)
+    f = lambda x: np.abs(np.expm1(constant + a * x - b * x * x / 2)) / 2  # noqa: E731
+    distance = line.expect(f, breaks)
+    x, w = line.nodes(breaks, order=24)
+    error = rounding(1.0, condition=10) + abs(float(w @ f(x)) - distance) + route.errors.log_c + route.output.error
+    try:
+        found = tv(case.answers.terminal, case.answers.reference)
+        case.identity("TV(p_ft, p_pre), both routes", (found.lower + found.upper) / 2, distance,
+                      error + (found.upper - found.lower) / 2 + 1e-10, note=found.route)  # fmt: skip
+    except NoClosedForm:
+        pass
+    root = math.sqrt(route.divergence)
+    case.bound("TV(p_ft, p_pre) <= sqrt(D)/2", distance, root / 2, error, note=f"(3.3) says {root / math.sqrt(2):.4g}")
+
+
+def step_route(case: Case, mass: float, size: float) -> tuple[StepRoute, float, str]:
+    """A step reward of height size * temperature on that mass of p_pre, with the library's log C; error and origin."""
+    check_static(case.problem)
+    output = output_law(case.problem)
+    step = ramp(case.problem).step(mass, size * case.problem.temperature)
+    route = StepRoute.of(output, step, case.problem.temperature)
+    error = rounding(1.0, condition=math.sqrt(output.law.condition)) + 100 * output.error
+    try:
+        log_c = float(case.answers.reference.log_expectation(step, case.problem.temperature))
+    except NoClosedForm:
+        return route, error, "C by quadrature"
+    moved = math.expm1(log_c) / math.expm1(size)  # p_pre's mass on the step, as the library's C has it
+    return StepRoute(size, moved, 1 - moved), error, "C by the library"
+
+
+@PROPOSITION.check(EXACT)
+def bounded_reward(case: Case) -> None:
+    """(3.6) for step rewards along the gradient of r; the mass 1/(1 + e^{R/2}) attains tanh(R/4)."""
+    for size in RANGES:
+        sharp, error, note = step_route(case, 1 / (1 + math.exp(size / 2)), size)
+        best = math.tanh(size / 4)
+        case.identity(f"TV = tanh(R/4) on its worst set, R = {size:g}", sharp.total_variation, best, error, note=note)
+        step, error, _ = step_route(case, RARE, size)
+        loose = f"R/4 = {size / 4:.4g}, sqrt(M/T) = {math.sqrt(size):.4g}" + (", which is empty" if size >= 1 else "")
+        case.bound(f"TV <= tanh(R/4), R = {size:g}", step.total_variation, best, error, note=loose)
+        case.bound(f"both KL <= R^2/8, R = {size:g}", max(step.kl, step.reverse_kl), size**2 / 8, error * (1 + size))
+
+
+@PROPOSITION.check(EXACT)
+def collapse(case: Case) -> None:
+    """A step reward while the temperature falls: the distance tends to 1 - P(step), the bound to infinity."""
+    for factor in COOLING:
+        step, error, note = step_route(case, RARE, 2 / factor)
+        root, temperature = math.sqrt(step.divergence), factor * case.problem.temperature
+        said = f"KL {step.kl:.6g}, sqrt(D)/2 {root / 2:.4g}, sqrt(M/T) {math.sqrt(2 / factor):.4g}; {note}"
+        case.bound(f"TV at temperature {temperature:.4g} <= sqrt(D/2)", step.total_variation, root / math.sqrt(2), error,
+                   note=said)  # fmt: skip
+    left = math.exp(-2 / COOLING[-1])
+    case.identity("TV at the last = 1 - p_pre(argmax r)", step.total_variation, 1 - RARE, error + left)
+    case.identity("KL at the last = -log p_pre(argmax r)", step.kl, -math.log(RARE), 2 / COOLING[-1] * (error + left))
+
+
+@PROPOSITION.check(MONTE_CARLO)
+def distances(case: Case) -> None:
+    """d_TV two ways, E_ft(1 - 1/w)_+ = E_pre(1 - w)_+, under the bounds; both KL by draws."""
+    check_static(case.problem)
+    plain, tilted = plain_laws(case)
+    log_pre = log_weights(case, draws(case, case.answers.reference, plain, "p_pre", case.paths))
+    log_ft = log_weights(case, draws(case, case.answers.terminal, tilted, "p_ft", case.paths))
+    upper, lower = (Estimate.mean(np.clip(-np.expm1(log_w), 0, None)) for log_w in (-log_ft, log_pre))
+    case.sample("TV = E_ft(1 - 1/w)_+ = E_pre(1 - w)_+", upper, lower, scale=1.0)
+    forward, backward = Estimate.mean(log_ft), Estimate.mean(log_pre) * -1.0
+    kl = float(case.answers.path_kl)
+    case.sample("KL(p_ft, p_pre) by draws", forward, kl, scale=max(1.0, kl))
+    gain = forward + backward
+    root = math.sqrt(max(float(gain.value), 1e-300))
+    for label, factor in (("sqrt(D)/2", 0.5), ("sqrt(D/2)", math.sqrt(0.5))):
+        right = Estimate(factor * root, factor * float(gain.stderr) / (2 * root), gain.n)
+        case.sample_bound(f"TV(p_ft, p_pre) <= {label}", upper, right)
