@@ -123,11 +123,15 @@ def _run(
 
 
 def _closed_optimum(problem: Problem, grid: TimeGrid | None, kernel: Kernel | None) -> _Optimum | None:
+    chain = problem.discretise(kernel=kernel, grid=grid).exact
     try:
-        chain = problem.discretise(kernel=kernel, grid=grid).exact
-        return _Optimum(Estimate.exact(chain.optimum, "closed form of the chain"), float(chain.objective))
+        optimum = Estimate.exact(chain.optimum, "closed form of the chain")
     except NoClosedForm:
         return None
+    try:
+        return _Optimum(optimum, float(chain.objective))
+    except NoClosedForm:  # a reward whose best mean shift is not closed
+        return _Optimum(optimum, None)
 
 
 def _estimated_optimum(run: _Run) -> _Optimum:

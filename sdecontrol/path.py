@@ -11,7 +11,7 @@ from torch import Tensor
 from sdecontrol.controls import as_control
 from sdecontrol.errors import InfiniteKL, NoClosedForm, NotDefined
 from sdecontrol.estimate import Estimate
-from sdecontrol.laws import Law, kl
+from sdecontrol.laws import Dirac, Law, kl
 from sdecontrol.step import StepView
 from sdecontrol.time import ResolvedGrid
 
@@ -123,9 +123,13 @@ def half_square(w: Tensor) -> Tensor:
     return (w * w).flatten(1).sum(1).double().mul_(0.5) if not w.requires_grad else inner(w, w) / 2
 
 
+def _same_point(law: Law, reference: Law) -> bool:
+    return isinstance(law, Dirac) and isinstance(reference, Dirac) and torch.equal(law.mean, reference.mean)
+
+
 def _log_initial(law: Law | None, reference: Law, x: Tensor) -> Tensor:
     """log d nu / d p_noise at the starts, zero when they are the same law."""
-    if law is None or law is reference:
+    if law is None or law is reference or _same_point(law, reference):
         return torch.zeros(len(x), dtype=torch.float64)
     try:
         ratio = law.log_prob(x) - reference.log_prob(x)

@@ -38,7 +38,7 @@ OWNED = {
     "rich": ("report", "cli"),
     "typer": ("cli",),
     "sklearn": (),  # through importlib in `data`, so that the error says what to install
-    "torchsde": (),
+    "torchsde": ("torchsde_adapter", "claims"),
     "diffusers": ("backends",),
     "transformers": ("backends",),
     "peft": ("backends",),

@@ -38,7 +38,7 @@ def one_dimensional(schedule, initial, reward, temperature):
 def oracle(schedule, initial, reward, temperature, edges=()):
     level = SCHEDULES[schedule][1]
     a, h, _ = level(1.0)
-    x, log_wx = panels(np.sort(np.concatenate([np.linspace(-14, 14, 45), edges])), 30)
+    x, log_wx = panels(np.sort(np.concatenate([np.linspace(-24, 24, 70), edges])), 24)
     y, log_wy = panels(np.linspace(-30, 30, 45), 30)
     log_noise = log_mixture(y, a, h) if initial == "marginal" else log_normal(y, 0.0, 1.0 if a < 1 else h)
     return Line(x, log_wx, y, log_wy, log_mixture(x), log_noise, reward(x), (a, h), temperature), level

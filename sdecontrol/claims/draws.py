@@ -17,32 +17,28 @@ from sdecontrol.claims.quadrature import Array
 from sdecontrol.processes import ReverseProcess
 
 NODES = 17  # noise levels of a rule in time
+_LAST_SHARE = 1e-9  # where the rule ends instead of at noise level 0
 
 
 class TimeRule:
-    """Clenshaw-Curtis in time, in the coordinate P = S h / (a^2 S + h) with S the typical variance of the data.
+    """Clenshaw-Curtis in time, in the clock of the posterior variance; `half` is the rule on every other node.
 
-    P is the posterior variance; energies of smooth rewards are nearly flat in it. `half` are the weights of the rule on
-    every other node: what the two differ by bounds the error.
+    What the two rules differ by bounds the error.
     """
 
     def __init__(self, latent: Latent, count: int = NODES):
         process = latent.process
         if not isinstance(process, ReverseProcess):
             raise NotApplicable("the rule in time needs a noise schedule")
-        schedule = process.schedule
-        size = float(np.trace(latent.known_data.covariance)) / latent.dim
-        a, h = latent.level(0.0)
-        low, high = 1e-9 * size, size * h / (a * a * size + h)
+        schedule, size = process.schedule, latent.size
+        high, low = latent.share(0.0), _LAST_SHARE
         x, self._weights = clenshaw_curtis(count)
-        _, half = clenshaw_curtis(count // 2 + 1)
         self._half = np.zeros(count)
-        self._half[::2] = half
-        spreads = low + (high - low) * (1 - x)
-        inner = [schedule.noise_level_at(math.log((size - p) / (p * size))) for p in spreads[1:]]
-        levels = [process.horizon, *inner]
+        self._half[::2] = clenshaw_curtis(count // 2 + 1)[1]
+        levels = [process.horizon, *(latent.level_at_share(low + (high - low) * (1 - u)) for u in x[1:])]
         self.times = [process.horizon - s for s in levels]
-        gains = np.array([schedule.g2(s) * (schedule.alpha(s) * size / (schedule.alpha(s) ** 2 * size + schedule.h(s))) ** 2 for s in levels])
+        a, h, g2 = (np.array([f(s) for s in levels]) for f in (schedule.alpha, schedule.h, schedule.g2))
+        gains = g2 * (a / (a**2 * size + h)) ** 2 * size
         self._speed = (high - low) / gains
 
     def combine(self, values: Sequence[Array]) -> tuple[Array, Array]:
@@ -59,7 +55,7 @@ class TimeRule:
 class OptimalDraws:
     """n paths of the optimal process at the times of a rule, in latent coordinates; t = 0 first.
 
-    states: (n, d) a time; weights (n,), of mean 1.
+    states: (n, d) a time; clean (n, d): the draws of Y_T; weights (n,), of mean 1.
     """
 
     def __init__(self, latent: Latent, n: int, rng: np.random.Generator):
@@ -67,7 +63,8 @@ class OptimalDraws:
         process = latent.process
         assert isinstance(process, ReverseProcess)
         tilt = latent.known_data.tilt(latent.rho)
-        z, s = tilt.law.draw(n, rng), 0.0
+        self.clean = tilt.law.draw(n, rng)
+        z, s = self.clean, 0.0
         states = []
         for t in reversed(self.rule.times):
             s_next = process.noise_level(t)
@@ -75,7 +72,7 @@ class OptimalDraws:
             z, s = ratio * z + math.sqrt(q) * rng.standard_normal(z.shape), s_next
             states.append(z)
         self.states = states[::-1]
-        if process.initial == "marginal":
+        if latent.matched:
             self.weights = np.ones(n)
         else:
             log_c = latent.reference(process.horizon).tilt(latent.rho).log_mass
@@ -102,10 +99,9 @@ def clenshaw_curtis(count: int) -> tuple[Array, Array]:
 
 
 def extrapolated(values: Sequence[float]) -> tuple[float, float]:
-    """The limit of values at steps h, h/2, h/4, ... with an error in powers of h, and what the last extrapolation moved."""
-    column, error = np.asarray(values, dtype=np.float64), math.inf
-    power = 1
-    while len(column) > 1:
-        finer = (2**power * column[1:] - column[:-1]) / (2**power - 1)
-        error, column, power = abs(float(finer[-1] - column[-1])), finer, power + 1
-    return float(column[-1]), error
+    """The limit of values at steps h, h/2, h/4, ..., with an error in powers of h; and what the finest grid changed of it."""
+    column, previous = np.asarray(values, dtype=np.float64), math.inf
+    for power in range(1, len(values)):
+        previous = float(column[0])
+        column = (2**power * column[1:] - column[:-1]) / (2**power - 1)
+    return float(column[-1]), abs(float(column[-1]) - previous)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
-from sdecontrol.claims.posterior import gaussian_kl, rule
+from sdecontrol.claims.posterior import gaussian_kl, rule, tilted_mass
 from sdecontrol.claims.separation import value_at_start
 from sdecontrol.claims.workbench import Workbench, no_running_reward
 from sdecontrol.estimate import Estimate
@@ -34,11 +34,13 @@ def density(case: Case) -> None:
     size = max(float(np.abs(a).max()) for a in (log_nu, log_start, value))
     own = value + log_start - answers.log_normalizer
     error = rounding(size, condition=float(latent.dim))
-    case.zero("log nu* - v(0, .)/temperature - log p_noise + log C", float(np.abs(log_nu - own).max()), error, scale=size)
+    case.zero(
+        "log nu* - v(0, .)/temperature - log p_noise + log C", float(np.abs(log_nu - own).max()), error, scale=size
+    )
     growth = latent.clean(0.0).log_growth(latent.rho, latent.encode(0.0, points))
-    log_c = latent.reference(case.problem.process.horizon).tilt(latent.rho)
-    second = growth + log_start - log_c.log_mass
-    error = error + log_c.error + rounding(size, log_c.log_mass, condition=_condition(bench))
+    log_c, error_of_rule = tilted_mass(latent.reference(case.problem.process.horizon), latent.rho)
+    second = growth + log_start - log_c
+    error = error + error_of_rule + rounding(size, log_c, condition=_condition(bench))
     case.zero("log nu*, all by the second route", float(np.abs(log_nu - second).max()), error, scale=size)
 
 
@@ -58,11 +60,12 @@ def normaliser(case: Case) -> None:
         case.identity("log E_{p_noise} e^{v(0, .)/temperature} by quadrature", log_c, estimates[0], error)
         return
     v, start = value_at_start(bench), latent.start
-    tilt = start.tilt(v)
-    error = tilt.error + rounding(1.0, tilt.log_mass, condition=_condition(bench), operations=100 * latent.dim)
-    case.identity("log E_{p_noise} e^{v(0, .)/temperature}, v a quadratic", log_c, tilt.log_mass, error)
+    mass, error = tilted_mass(start, v)
+    error += rounding(1.0, mass, condition=_condition(bench), operations=100 * latent.dim)
+    case.identity("log E_{p_noise} e^{v(0, .)/temperature}, v a quadratic", log_c, mass, error)
     star = latent.moments(0.0, case.answers.initial)
-    distance = gaussian_kl(star, (tilt.law.mean, tilt.law.covariance))
+    tilted = start.tilt(v).law
+    distance = gaussian_kl(star, (tilted.mean, tilted.covariance))
     case.zero("KL(nu* || tilted prior)", distance, error)
 
 
@@ -71,7 +74,7 @@ def weighted_prior(case: Case) -> None:
     """Prior draws weighted by e^{v(0, .)/temperature} / C: mean 1, and the moments of nu* along its shift."""
     no_running_reward(case)
     bench, answers, prior = Workbench.of(case), case.answers, case.problem.process.initial_law(0.0)
-    y = prior.sample(case.paths, case.noise, "prior").to(torch.float64)
+    y = prior.sample(bench.draws, case.noise, "prior").to(torch.float64)
     weights = torch.exp(answers.value(0.0, y) / bench.temperature - answers.log_normalizer)
     case.sample("E_{p_noise} e^{v(0, .)/temperature} / C", Estimate.mean(weights), 1.0)
     direction = _direction(case)
@@ -91,7 +94,7 @@ def draws(case: Case) -> None:
     if not bench.draws_initial:
         raise NotApplicable("nu* is drawn by importance resampling here")
     direction = _direction(case)
-    along = case.answers.initial.sample(case.paths, case.noise, "nu").to(torch.float64) @ direction
+    along = case.answers.initial.sample(bench.draws, case.noise, "nu").to(torch.float64) @ direction
     mean, variance = _moments_along(case, direction)
     case.sample("mean of draws of nu*", Estimate.mean(along - mean), 0.0, scale=math.sqrt(variance))
     case.sample("variance of draws of nu*", Estimate.mean((along - mean) ** 2), variance)

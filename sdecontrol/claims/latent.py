@@ -14,12 +14,11 @@ from sdecontrol.claims.base import NotApplicable
 from sdecontrol.claims.ode import Feedback, LinearSDE
 from sdecontrol.claims.output import latent_data
 from sdecontrol.claims.plain import Cloud, Frame, GaussianSum, Quadric, whole
-from sdecontrol.claims.posterior import Clean, gaussian, noised
+from sdecontrol.claims.posterior import Clean, exponent, gaussian, noised
 from sdecontrol.claims.quadrature import Array
 from sdecontrol.controls import AffineControl, Control
 from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Law, NoisySubspace
 from sdecontrol.processes import Process, ReverseProcess
-from sdecontrol.rewards import as_quadratic
 
 
 class Latent:
@@ -43,11 +42,7 @@ class Latent:
 
     @cached_property
     def rho(self) -> Quadric:
-        reward = as_quadratic(self._problem.reward)
-        if reward is None:
-            raise NotApplicable(f"the second route knows quadratic rewards, not {type(self._problem.reward).__name__}")
-        q = Quadric(reward.constant, reward.linear.numpy(), reward.curvature.numpy())
-        return self.frame.restrict(q).times(1 / self._problem.temperature)
+        return self.frame.restrict(exponent(self._problem.reward, self._problem.temperature))
 
     def rho_mean(self, mean: Array, covariance: Array) -> float:
         """E r / temperature for a law of these two moments."""
@@ -80,7 +75,7 @@ class Latent:
     @cached_property
     def start(self) -> GaussianSum:
         """p_noise in these coordinates. Raises NotApplicable for a point, which cannot be tilted."""
-        if isinstance(self.process, ReverseProcess) and self.process.initial == "marginal":
+        if self.matched:
             return noised(self.known_data, *self.level(0.0))
         law = self.process.initial_law(0.0)
         if isinstance(law, Dirac):
@@ -90,6 +85,11 @@ class Latent:
             moved = [(w, *self.moments(0.0, c)) for w, c in parts]
             return GaussianSum(tuple(Cloud(np.array([w]), m[None], c) for w, m, c in moved))
         return gaussian(*self.moments(0.0, law))
+
+    @property
+    def matched(self) -> bool:
+        """Whether the start is the noised data law, so that Q_t is the data law noised to every level."""
+        return isinstance(self.process, ReverseProcess) and self.process.initial == "marginal"
 
     @property
     def known_data(self) -> GaussianSum:
@@ -105,7 +105,7 @@ class Latent:
         """Q_t by the second route: the start pushed through the posterior of X_s given X_T."""
         process = self.process
         assert isinstance(process, ReverseProcess)
-        if process.initial == "marginal":
+        if self.matched:
             return noised(self.known_data, *self.level(t))
         if t == 0.0:
             return self.start
@@ -144,8 +144,28 @@ class Latent:
     def spread(self, t: float) -> float:
         """Typical standard deviation of a coordinate at time t."""
         a, h = self.level(t)
+        return math.sqrt(a * a * self.size + h)
+
+    def level_at_share(self, share: float) -> float:
+        """The noise level at which S h / (a^2 S + h), S the typical variance of the data, is `share` of S itself.
+
+        It is the posterior variance: the clock in which the energy of a control with a smooth reward runs evenly.
+        """
+        process = self.process
+        if not isinstance(process, ReverseProcess):
+            raise NotApplicable("the clock of the posterior variance needs a noise schedule")
+        return process.schedule.noise_level_at(math.log((1 - share) / (share * self.size)))
+
+    def share(self, t: float) -> float:
+        """The share of time t, see `level_at_share`."""
+        a, h = self.level(t)
+        return h / (a * a * self.size + h)
+
+    @cached_property
+    def size(self) -> float:
+        """Typical variance of a coordinate of the data, or of the start where no data law is known."""
         law = self.start if self.data is None else self.data
-        return math.sqrt((a * a if self.data is not None else 1.0) * float(np.trace(law.covariance)) / self.dim + h)
+        return float(np.trace(law.covariance)) / self.dim
 
     def draw(self, t: float, n: int, rng: np.random.Generator, widen: float = 1.0) -> Tensor:
         """n states at time t about where the reference process is, `widen` times as far out: (n, D)."""

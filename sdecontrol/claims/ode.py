@@ -159,7 +159,9 @@ class Riccati:
         )
         if result.status != 0 or not np.isfinite(result.y).all():
             raise NotApplicable(f"the Riccati equations could not be solved: {result.message}")
-        quadratics = {t: Quadric(float(y[-1]), y[d * d : -1], y[: d * d].reshape(d, d)) for t, y in zip(back, result.y.T)}
+        quadratics = {
+            t: Quadric(float(y[-1]), y[d * d : -1], y[: d * d].reshape(d, d)) for t, y in zip(back, result.y.T)
+        }
         return [quadratics[t] for t in times]
 
     def _rate(self, t: float, y: Array) -> Array:

@@ -1,8 +1,8 @@
 """The output law p_pre by the second route, from the parameters of the data law, the schedule and the start alone.
 
-With the exact score Y_T given Y_0 is clean given noisy, whatever the start (theory 1.1 item 1; derived). A mixture started
-from a Gaussian has the start replaced by the nodes of a trapezoidal rule, given which the output is a mixture. Affine
-processes with other scores are integrated as ordinary differential equations of mean and covariance.
+With the exact score Y_T given Y_0 is clean given noisy, whatever the start (theory 1.1 item 1; derived). For a mixture
+started from a Gaussian the nodes of a trapezoidal rule stand for the start; given a node the output is a mixture. Other
+affine processes are integrated as ordinary differential equations of mean and covariance.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ODE_ERROR = 1e-9
 
 
 class Output(NamedTuple):
-    """p_pre: a Gaussian sum on latent coordinates; the relative error of an ODE behind it; whether the start is a rule's nodes."""
+    """p_pre on latent coordinates; the relative error of an ODE behind it; whether a rule stands for the start."""
 
     law: GaussianSum
     frame: Frame
@@ -81,8 +81,10 @@ def _start_nodes(mean: Array, covariance: Array, spacing: float) -> tuple[Array,
     if not covariance.any():
         return mean[None], np.ones(1)
     if len(mean) > 2:
-        raise NotApplicable('a mixture from a start that is not its noised law has no second route beyond two dimensions; '
-                            'pass initial="marginal"')  # fmt: skip
+        raise NotApplicable(
+            "a mixture from a start that is not its noised law has no second route beyond two dimensions; "
+            'pass initial="marginal"'
+        )
     z, weights = normal_nodes(len(mean), spacing)
     return mean + z @ scipy.linalg.cholesky(covariance, lower=True).T, weights
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -36,9 +35,10 @@ def perturbations(case: Case, route: Static, size: float) -> list[Perturbed]:
     least = min(float(np.linalg.eigvalsh(p)[0]) for p in precisions)
     found = []
     for _ in range(1 if case.quick else PAIRS):
-        push = vectors @ (np.sqrt(values) * rng.standard_normal(base.dim)) / math.sqrt(base.dim)
+        push = rng.standard_normal(base.dim)
+        push = vectors @ (np.sqrt(values) * push) / np.linalg.norm(push)
         bend = rng.standard_normal((base.dim, base.dim))
-        bend = 0.6 * (bend + bend.T) / np.linalg.norm(bend + bend.T, 2)
+        bend = 0.4 * (bend + bend.T) / np.linalg.norm(bend + bend.T, 2)
         extra = Quadric(0.0, size * push, size * least * bend)
         other = base.tilt(Quadric(tilt.q.constant, tilt.q.linear + extra.linear, tilt.q.curvature + extra.curvature))
         gain = other.law.mean_of(extra)

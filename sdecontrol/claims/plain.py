@@ -51,7 +51,7 @@ class Cloud:
         return self.log_weights - square / 2 - np.log(np.diag(factor)).sum() - len(factor) * LOG_2PI / 2
 
     def tilted(self, q: Quadric, spacing: float) -> tuple[Cloud, Array]:
-        """The terms times e^q, and the mean of q under each: masses by quadrature in the coordinates that diagonalise q."""
+        """The terms times e^q, and the mean of q under each: by quadrature in the coordinates that diagonalise q."""
         values, vectors = scipy.linalg.eigh(self.covariance)
         root = vectors * np.sqrt(values)
         bends, turn = scipy.linalg.eigh(root.T @ q.curvature @ root)

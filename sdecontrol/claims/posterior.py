@@ -8,15 +8,25 @@ A problem is read as the numbers that define it; noised laws, scores and posteri
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 
 from sdecontrol.claims.base import NotApplicable
 from sdecontrol.claims.plain import Cloud, GaussianSum, Quadric
-from sdecontrol.claims.quadrature import SPACING, Array, log_sum_exp, normal_nodes
+from sdecontrol.claims.quadrature import OTHER_SPACING, SPACING, Array, log_sum_exp, normal_nodes
+from sdecontrol.rewards import as_quadratic
 
 _LARGEST_RULE = 2  # dimensions up to which expectations are taken by a product rule
+
+
+def exponent(reward: Any, temperature: float) -> Quadric:
+    """r/temperature. Raises NotApplicable unless r is quadratic."""
+    quadratic = as_quadratic(reward)
+    if quadratic is None:
+        raise NotApplicable(f"the second route knows quadratic rewards, not {type(reward).__name__}")
+    return Quadric(quadratic.constant, quadratic.linear.numpy(), quadratic.curvature.numpy()).times(1 / temperature)
 
 
 def noised(law: GaussianSum, a: float, h: float) -> GaussianSum:
@@ -68,7 +78,9 @@ class Clean:
     def log_growth(self, rho: Quadric, y: Array) -> Array:
         """log E[e^rho(X) | y]: (n, d) -> (n,), the Gaussian integrals by quadrature."""
         zero = np.zeros(len(y))
-        growth = [Cloud(zero, m, c).tilted(rho, SPACING)[0].log_weights for m, c in zip(self.means(y), self.covariances)]
+        growth = [
+            Cloud(zero, m, c).tilted(rho, SPACING)[0].log_weights for m, c in zip(self.means(y), self.covariances)
+        ]
         return log_sum_exp(self.log_omega(y) + np.stack(growth), axis=0)
 
     def mean(self, rho: Quadric, y: Array) -> Array:
@@ -94,9 +106,10 @@ class Clean:
         """One draw for each row of y."""
         cumulative = np.exp(self.log_omega(y)).cumsum(0)
         chosen = (rng.random(len(y)) * cumulative[-1] > cumulative).sum(0)
-        factors = np.linalg.cholesky(self.covariances)
-        z = rng.standard_normal(y.shape)
-        return self.means(y)[chosen, np.arange(len(y))] + np.einsum("nij,nj->ni", factors[chosen], z)
+        x, z = self.means(y)[chosen, np.arange(len(y))], rng.standard_normal(y.shape)
+        for i, factor in enumerate(np.linalg.cholesky(self.covariances)):
+            x[chosen == i] += z[chosen == i] @ factor.T
+        return x
 
     def given(self, nodes: Array, log_weights: Array) -> GaussianSum:
         """The law of X when y is one of the nodes (n, d), of log probabilities (n,)."""
@@ -128,6 +141,12 @@ def rule(law: GaussianSum, spacing: float = SPACING) -> tuple[Array, Array]:
     z, weights = normal_nodes(law.dim, spacing)
     nodes = [m + z @ scipy.linalg.cholesky(c.covariance, lower=True).T for c in law.clouds for m in c.means]
     return np.concatenate(nodes), np.outer(law.weights, weights).ravel()
+
+
+def tilted_mass(law: GaussianSum, rho: Quadric) -> tuple[float, float]:
+    """log E_law e^rho and the error of its rule."""
+    mass = law.log_mass(rho, SPACING)
+    return mass, abs(mass - law.log_mass(rho, OTHER_SPACING))
 
 
 def gaussian(mean: Array, covariance: Array) -> GaussianSum:

@@ -45,7 +45,7 @@ def exponential_moments(slope: Array, curvature: Array, spacing: float = SPACING
 
 
 def normal_nodes(dim: int, spacing: float = SPACING) -> tuple[Array, Array]:
-    """Nodes (N, dim) and weights (N,) of the trapezoidal rule for the standard normal law; negligible nodes are left out."""
+    """Nodes (N, dim) and weights (N,) of the trapezoidal rule for the standard normal law, negligible ones left out."""
     t = np.arange(-_RADIUS, _RADIUS + spacing / 2, spacing)
     z = np.stack(np.meshgrid(*[t] * dim, indexing="ij"), -1).reshape(-1, dim)
     z = z[(z * z).sum(1) <= _RADIUS**2]
@@ -64,7 +64,7 @@ def legendre_panels(edges: Array, order: int = 16) -> tuple[Array, Array]:
 class NormalLine:
     """sum_i weights_i N(means_i, stds_i^2) on the line, with expectations by Gauss-Legendre panels.
 
-    Components with equal parameters may be many (a law that is itself a quadrature); panels are as wide as the narrowest.
+    There may be many (a law that is itself a quadrature rule); panels are as wide as the narrowest component.
     """
 
     weights: Array

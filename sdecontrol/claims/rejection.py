@@ -20,12 +20,13 @@ from sdecontrol.rewards import Quadratic, Step, as_quadratic
 SHARE = 0.3  # of p_pre's mass, on which the step reward that every problem gets is paid
 HEIGHT = math.log(8.0)  # of that step, in units of the temperature
 PROPOSALS = 8 / (1 + 7 * SHARE)
-LARGEST_RUN = 200.0  # proposals a draw beyond which rejection sampling is not run
+LARGEST_RUN = 50.0  # proposals a draw beyond which rejection sampling is not run
+ACCEPTED = 2_000  # accepted draws aimed at
 FEWEST = 30  # accepted draws below which their mean waiting time says nothing
 
 
 def supremum(output: Output, reward: object, temperature: float) -> float:
-    """sup r / temperature over the support of p_pre. Raises NotApplicable where it is infinite, with Wald's argument."""
+    """sup r / temperature over the support of p_pre. Raises NotApplicable where infinite, with Wald's argument."""
     if isinstance(reward, Step):
         return max(reward.height, 0.0) / temperature
     quadratic = as_quadratic(reward)
@@ -36,8 +37,10 @@ def supremum(output: Output, reward: object, temperature: float) -> float:
     slopes, scale = vectors.T @ q.linear, max(float(np.abs(bends).max()), 1e-300)
     flat = np.abs(bends) <= 1e-9 * scale
     if (bends < 0)[~flat].any() or (np.abs(slopes[flat]) > 1e-9 * (1 + np.abs(slopes).max())).any():
-        raise NotApplicable("r is unbounded above on the support of p_pre, so no stopping rule on draws from p_pre has a finite "
-                            "mean: Wald gives p_ft(A) <= E[N] p_pre(A), hence E[N] >= sup dp_ft/dp_pre = infinity")  # fmt: skip
+        raise NotApplicable(
+            "r is unbounded above on the support of p_pre, so no stopping rule on draws from p_pre has a finite mean: "
+            "Wald gives p_ft(A) <= E[N] p_pre(A), hence E[N] >= sup dp_ft/dp_pre = infinity"
+        )
     return q.constant + float((slopes[~flat] ** 2 / bends[~flat]).sum()) / 2
 
 
@@ -90,7 +93,7 @@ def run(case: Case, reward: Callable[[Tensor], Tensor], log_bound: float, wanted
     """Propose from p_pre, accept with probability e^{r/temperature - bound}; the waiting times are geometric."""
     law = case.answers.reference
     plain = None if draws_exactly(law) else output_law(case.problem).law
-    x = draws(case, law, plain, f"proposals, {label}", case.paths * max(1, math.ceil(wanted / 20)))
+    x = draws(case, law, plain, f"proposals, {label}", math.ceil(ACCEPTED * wanted))
     log_accept = reward(x).to(torch.float64).numpy() / case.problem.temperature - log_bound
     accepted = np.flatnonzero(np.log(case.rng.uniform(size=len(x))) < log_accept)
     if len(accepted) < FEWEST:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, rounding
-from sdecontrol.claims.plain import Quadric
-from sdecontrol.claims.posterior import gaussian, gaussian_kl
+from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.plain import GaussianSum, Quadric
+from sdecontrol.claims.posterior import gaussian, gaussian_kl, rule
 from sdecontrol.claims.quadrature import Array
 from sdecontrol.claims.workbench import Workbench, no_running_reward
 from sdecontrol.estimate import Estimate
@@ -34,7 +34,9 @@ def best_control_from_a_point(case: Case) -> None:
     values = case.answers.value(0.0, latent.lift(0.0, bench.starts)).numpy() / bench.temperature
     for i, value in enumerate(values):
         found = bench.conditional_objective(f"from {i}")
-        case.identity(f"J(u*, y{i}) = v(0, y{i}), over the temperature", value, found.value, found.error + rounding(value))
+        case.identity(
+            f"J(u*, y{i}) = v(0, y{i}), over the temperature", value, found.value, found.error + rounding(value)
+        )
         other = bench.conditional_objective(f"test from {i}")
         case.bound(f"J(u, y{i}) <= v(0, y{i}) for an affine u", other.value, value, other.error)
 
@@ -54,6 +56,29 @@ def initial_law_for_the_best_control(case: Case) -> None:
         case.identity(f"nu = {name}: E v(0, .)/temperature - KL", found, log_c - gaussian_kl(law, star), error)
 
 
+@CLAIM.check(EXACT)
+def initial_law_by_quadrature(case: Case) -> None:
+    """The same identity in one and two dimensions where p_noise, nu* and v(0, .) have other forms: two Gaussian nu."""
+    no_running_reward(case)
+    bench, answers = Workbench.of(case), case.answers
+    latent, log_c = bench.latent, float(case.answers.log_normalizer)
+    if latent.dim > 2 or latent.codimension or len(latent.known_data.clouds) == 1:
+        raise NotApplicable("for mixtures in one and two dimensions")
+    for name, test in bench.tests.items():
+        nu = gaussian(*test.start)
+
+        def sides(spacing: float, nu: GaussianSum = nu) -> Array:
+            nodes, weights = rule(nu, spacing)
+            y = latent.lift(0.0, nodes)
+            own, value = nu.log_density(nodes), answers.value(0.0, y).numpy() / bench.temperature
+            left = weights @ (value - own + latent.start.log_density(nodes))
+            return np.array([left, log_c - weights @ (own - answers.initial.log_prob(y).numpy())])
+
+        (left, right), other = sides(0.25), sides(0.3)
+        error = abs(left - other[0]) + abs(right - other[1]) + rounding(1.0, log_c, condition=10.0)
+        case.identity(f"nu = {name}: E v(0, .)/temperature - KL", left, right, error)
+
+
 @CLAIM.check(DISCRETE)
 def objective_of_a_chain(case: Case) -> None:
     """For an affine u on a short chain: moments under nu, against J(u, y) by conditional moments averaged over nu.
@@ -64,10 +89,10 @@ def objective_of_a_chain(case: Case) -> None:
     bench = Workbench.of(case)
     process, test, latent = case.problem.process, bench.tests["affine 2"], bench.latent
     grid, kernel = TimeGrid.explicit([process.horizon * k / 8 for k in range(8)]), process.default_kernel
-    rho = _whole_reward(bench)
+    rho = bench.whole_reward
     found = moments(process, kernel, grid, test.initial, test.control)
     mean, spread = found.means[-1].numpy(), found.covariances[-1].numpy()
-    left = float(rho(mean) - (rho.curvature * spread).sum() / 2) - float(found.energy.sum())
+    left = bench.whole_reward_mean(mean, spread) - float(found.energy.sum())
     root = np.linalg.cholesky(test.initial.covariance.numpy()) * np.sqrt(process.dim)
     points = test.initial.mean.numpy() + np.vstack([root.T, -root.T])
     right = float(_conditional(bench, grid, points, rho).mean())
@@ -77,21 +102,15 @@ def objective_of_a_chain(case: Case) -> None:
 
 @CLAIM.check(MONTE_CARLO)
 def reweighted_starts(case: Case) -> None:
-    """int nu(dy) J(u*, y) from paths started at nu*, and from paths started at p_noise weighted by dnu*/dp_noise."""
-    no_running_reward(case)
-    bench, answers = Workbench.of(case), case.answers
+    """int nu(dy) J(u*, y) from paths started at nu, and from paths started at p_noise weighted by dnu/dp_noise."""
+    bench = Workbench.of(case)
+    name, nu = ("optimum", case.answers.initial) if bench.draws_initial else ("moved", bench.tests["affine 1"].initial)
     kept = bench.path("untilted")
-    ratio = answers.initial.log_prob(kept.initial) - kept.reference_initial.log_prob(kept.initial)
-    profit = total_reward(case.problem, kept) / bench.temperature - kept.weights.energy
-    right = Estimate.mean(torch.exp(ratio) * profit)
-    if bench.draws_initial:
-        path = bench.path("optimum")
-        left = Estimate.mean(total_reward(case.problem, path) / bench.temperature - path.weights.energy)
-    else:
-        left = Estimate.mean(torch.exp(ratio) * (answers.value(0.0, kept.initial) / bench.temperature))
-    scale = float(profit.std())
-    case.sample("E_{nu*} J(u*, .) two ways", left, right, scale=scale, bias=0.0 if bench.draws_initial else scale / 10)
-    case.sample("E_{p_noise} dnu*/dp_noise", Estimate.mean(torch.exp(ratio)), 1.0)
+    ratio = torch.exp(nu.log_prob(kept.initial) - kept.reference_initial.log_prob(kept.initial))
+    reward = total_reward(case.problem, kept) / bench.temperature
+    gap = Estimate.difference(bench.profit(name), ratio * bench.profit("untilted"))
+    case.sample(f"E_nu J(u*, .) two ways, nu of {name!r}", gap, 0.0, scale=float(reward.std()))
+    case.sample("E_{p_noise} dnu/dp_noise", Estimate.mean(ratio), 1.0)
 
 
 def value_at_start(bench: Workbench) -> Quadric:
@@ -115,14 +134,6 @@ def value_at_start(bench: Workbench) -> Quadric:
     return Quadric(shifted, linear + curvature @ mean, curvature)
 
 
-def _whole_reward(bench: Workbench) -> Quadric:
-    """r/temperature on the whole space."""
-    bench.latent.rho  # noqa: B018  raises NotApplicable
-    reward = bench.problem.reward
-    whole = Quadric(reward.constant, reward.linear.numpy(), reward.curvature.numpy())  # type: ignore[attr-defined]
-    return whole.times(1 / bench.temperature)
-
-
 def _conditional(bench: Workbench, grid: TimeGrid, points: Array, rho: Quadric) -> Array:
     """E[r/temperature - sum dt |u|^2/2] of the chain from each of the points (n, D), by a recursion of its own."""
     process, control = bench.process, bench.tests["affine 2"].control
@@ -133,6 +144,9 @@ def _conditional(bench: Workbench, grid: TimeGrid, points: Array, rho: Quadric) 
         u = means @ gain.T + shift
         energy += step.dt / 2 * ((u**2).sum(1) + np.sum((gain @ spread) * gain))
         closed = matrix + np.sqrt(step.dt) * noise @ gain
-        means, spread = means @ matrix.T + offset + np.sqrt(step.dt) * u @ noise.T, closed @ spread @ closed.T + noise @ noise.T
+        means, spread = (
+            means @ matrix.T + offset + np.sqrt(step.dt) * u @ noise.T,
+            closed @ spread @ closed.T + noise @ noise.T,
+        )
     law = gaussian(np.zeros(process.dim), spread)
     return rho(means) - np.sum(rho.curvature * law.covariance) / 2 - energy

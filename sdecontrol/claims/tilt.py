@@ -12,6 +12,7 @@ from sdecontrol.claims.perturbed import gaussian_kl, perturbations
 from sdecontrol.claims.plain import Cloud, GaussianSum, whole
 from sdecontrol.claims.quadrature import OTHER_SPACING, Array
 from sdecontrol.claims.static import (
+    DRAWS,
     POINTS,
     check_static,
     core,
@@ -31,6 +32,7 @@ from sdecontrol.time import TimeGrid
 
 SIZES = (0.01, 0.1, 0.5)  # of the perturbed laws, in standard deviations of p_ft
 PERTURBED_DRAWS = 16_000
+FAR = 4.0  # KL(p_ft || p_pre) beyond which the two laws overlap so little that more draws are needed
 MILD = math.log(4.0)  # log E w^2 up to which means of weighted samples have an honest standard error at these n
 
 LEMMA = Claim(
@@ -157,8 +159,9 @@ def bridge(case: Case) -> None:
     """E_pre[psi w/(1+w)] = E_ft[psi/(1+w)], w = e^{r/temperature}/C: bounded, so its standard error can be trusted."""
     check_static(case.problem)
     plain, tilted = plain_laws(case)
-    before = draws(case, case.answers.reference, plain, "p_pre", case.paths)
-    after = draws(case, case.answers.terminal, tilted, "p_ft", case.paths)
+    n = DRAWS if case.answers.path_kl <= FAR else 10 * DRAWS
+    before = draws(case, case.answers.reference, plain, "p_pre", n)
+    after = draws(case, case.answers.terminal, tilted, "p_ft", n)
     log_pre, log_ft = log_weights(case, before), log_weights(case, after)
     share_pre, share_ft = 1 / (1 + np.exp(-log_pre)), 1 / (1 + np.exp(log_ft))
     case.sample("E_pre w/(1+w) = E_ft 1/(1+w)", Estimate.mean(share_pre), Estimate.mean(share_ft), note="decides log C")
@@ -169,7 +172,7 @@ def bridge(case: Case) -> None:
 
 @LEMMA.check(MONTE_CARLO)
 def weighted_moments(case: Case) -> None:
-    """E_pre w = 1 and E_pre[w r] = E_ft r by draws from p_pre, where E_pre w^2 <= 4; else a mean of weights misleads."""
+    """E_pre w = 1 and E_pre[w r] = E_ft r by draws from p_pre; where E_pre w^2 > 4 a mean of weights misleads."""
     route = static(case.problem)
     if route.tilt is None:
         raise NotApplicable("weights of a step reward are bounded: the bridge says it all")
@@ -178,7 +181,7 @@ def weighted_moments(case: Case) -> None:
     if log_second > MILD:
         second = math.exp(min(log_second, 700))
         raise NotApplicable(f"E_pre w^2 = {second:.3g}: a mean of weights has no honest standard error")
-    x = draws(case, case.answers.reference, route.output.law, "weights", case.paths)
+    x = draws(case, case.answers.reference, route.output.law, "weights", DRAWS)
     w = np.exp(log_weights(case, x))
     case.sample("E_pre w", Estimate.mean(w), 1.0)
     r = case.problem.reward(x).numpy()
@@ -193,7 +196,7 @@ def perturbed_gap(case: Case) -> None:
     terminal = case.answers.terminal
     if not draws_exactly(terminal):
         raise NotApplicable("log p_ft is a quadrature a point: compared at points on the exact rung")
-    p = perturbations(case, route, 1.0)[0]
+    p = perturbations(case, route, 1.5)[0]
     u = p.tilt.law.draw(PERTURBED_DRAWS, case.rng)
     log_ratio = p.tilt.law.log_density(u) - log_density(terminal, route.output.frame.lift(u))
     gap = float(case.answers.log_normalizer) - p.objective

@@ -9,7 +9,7 @@ import numpy as np
 from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
 from sdecontrol.claims.output import output_law
 from sdecontrol.claims.perturbed import gaussian_kl
-from sdecontrol.claims.static import StepRoute, check_static, core, draws, log_weights, plain_laws, ramp, static
+from sdecontrol.claims.static import DRAWS, StepRoute, check_static, core, draws, log_weights, plain_laws, ramp, static
 from sdecontrol.errors import NoClosedForm
 from sdecontrol.estimate import Estimate
 from sdecontrol.laws import Gaussian, tv
@@ -52,6 +52,8 @@ def total_variation(case: Case) -> None:
     if quadratic is None or route.tilt is None:
         raise NotApplicable("a step reward is checked with its own bounds")
     law, q = route.output.law, route.tilt.q
+    if not (np.abs(q.curvature).max() > 0 or np.abs(q.linear).max() > 0):
+        raise NotApplicable("the reward is constant where p_pre lives, so p_ft = p_pre")
     if not np.abs(q.curvature).max() > 0:
         line, a, b = law.along(q.linear), 1.0, 0.0
     elif law.dim == 1:
@@ -110,8 +112,8 @@ def collapse(case: Case) -> None:
         step, error, note = step_route(case, RARE, 2 / factor)
         root, temperature = math.sqrt(step.divergence), factor * case.problem.temperature
         said = f"KL {step.kl:.6g}, sqrt(D)/2 {root / 2:.4g}, sqrt(M/T) {math.sqrt(2 / factor):.4g}; {note}"
-        case.bound(f"TV at temperature {temperature:.4g} <= sqrt(D/2)", step.total_variation, root / math.sqrt(2), error,
-                   note=said)  # fmt: skip
+        quantity = f"TV at temperature {temperature:.4g} <= sqrt(D/2)"
+        case.bound(quantity, step.total_variation, root / math.sqrt(2), error, note=said)
     left = math.exp(-2 / COOLING[-1])
     case.identity("TV at the last = 1 - p_pre(argmax r)", step.total_variation, 1 - RARE, error + left)
     case.identity("KL at the last = -log p_pre(argmax r)", step.kl, -math.log(RARE), 2 / COOLING[-1] * (error + left))
@@ -122,8 +124,8 @@ def distances(case: Case) -> None:
     """d_TV two ways, E_ft(1 - 1/w)_+ = E_pre(1 - w)_+, under the bounds; both KL by draws."""
     check_static(case.problem)
     plain, tilted = plain_laws(case)
-    log_pre = log_weights(case, draws(case, case.answers.reference, plain, "p_pre", case.paths))
-    log_ft = log_weights(case, draws(case, case.answers.terminal, tilted, "p_ft", case.paths))
+    log_pre = log_weights(case, draws(case, case.answers.reference, plain, "p_pre", DRAWS))
+    log_ft = log_weights(case, draws(case, case.answers.terminal, tilted, "p_ft", DRAWS))
     upper, lower = (Estimate.mean(np.clip(-np.expm1(log_w), 0, None)) for log_w in (-log_ft, log_pre))
     case.sample("TV = E_ft(1 - 1/w)_+ = E_pre(1 - w)_+", upper, lower, scale=1.0)
     forward, backward = Estimate.mean(log_ft), Estimate.mean(log_pre) * -1.0

@@ -10,7 +10,8 @@ from sdecontrol.exact.continuum_base import ContinuumExact
 from sdecontrol.exact.continuum_flow import components, flow_from
 from sdecontrol.exact.continuum_riccati import affine_quadratic
 from sdecontrol.exact.continuum_score import GaussianScore, MixtureScore, ScoreExact
-from sdecontrol.exact.continuum_started import StartedQuadratic, StartedStep
+from sdecontrol.exact.continuum_started import StartedStep
+from sdecontrol.exact.continuum_started_quadratic import StartedQuadratic
 from sdecontrol.exact.continuum_step import StepScore
 from sdecontrol.exact.continuum_subspace import SubspaceScore, latent_start
 from sdecontrol.laws import Gaussian, GaussianMixture, Isotropic, Law, Subspace
@@ -21,7 +22,7 @@ from sdecontrol.schedules import Schedule
 if TYPE_CHECKING:
     from sdecontrol.problems.base import Problem
 
-_REASON = "the laws of Y_t are closed for Gaussian and point starts, and for the noised data law (initial=\"marginal\")"
+_REASON = 'for this initial law the laws of Y_t are not closed; initial="marginal" and points are, for Gaussian data mixtures too'
 
 
 def exact_score(problem: Problem) -> ContinuumExact:

@@ -1,28 +1,31 @@
 """The joint law, under the reference process, of the component of a mixture data law and of Y_t: weight_i F_i(t).
 
-It is closed, with Gaussian F_i(t), in three cases: a start from the noised data law, a Gaussian start with one component,
-and a start from a point (theory 1.1 item 1: Y_t given Y_0 is clean given noisy, between levels s and T; derived).
+It is closed, with Gaussian F_i(t), in three cases: a start from the noised data law, a start from a point, and Gaussian
+data from a Gaussian or a mixture (theory 1.1 item 1: Y_t given Y_0 is clean given noisy, from level s to T; derived).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sdecontrol.exact.pushforward import gaussian_law, gaussian_parameters
-from sdecontrol.exact.quadratic import symmetric
-from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Law
+from sdecontrol.exact.quadratic import LogQuadratic, symmetric
+from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Law, Posterior
 from sdecontrol.schedules import Schedule
 
 DataLaw = Gaussian | GaussianMixture
+Function = Callable[[Tensor], Tensor]
 
 
 class Flow(ABC):
-    """Y_t under Q: component i with probability weight_i, then F_i(t)."""
+    """Y_t under Q: with probability weight_i the law F_i(t), and the data from its component `sources[i]`."""
 
     log_weights: Tensor
+    sources: list[int]
     start: Law
 
     def __init__(self, law: DataLaw, schedule: Schedule):
@@ -30,7 +33,7 @@ class Flow(ABC):
 
     @abstractmethod
     def at(self, s: float) -> list[Law]:
-        """F_i at noise level s, one law a component."""
+        """The F_i at noise level s."""
 
     def reference(self, s: float) -> Law:
         """Q_t, the law of Y_t without control."""
@@ -43,44 +46,71 @@ class Matched(Flow):
     def __init__(self, law: DataLaw, schedule: Schedule):
         super().__init__(law, schedule)
         self.log_weights = log_weights(law)
+        self.sources = list(range(len(self.log_weights)))
         self.start = self.reference(schedule.horizon)
 
     def at(self, s: float) -> list[Law]:
-        return [component.noised(self.schedule.alpha(s), self.schedule.h(s)) for component in components(self.law)]
+        a, h = self.schedule.alpha(s), self.schedule.h(s)
+        return [component.noised(a, h) for component in components(self.law)]
 
 
 class Started(Flow):
-    """Started from N(m_0, Sigma_0), where Sigma_0 = 0 unless there is a single component.
+    """Started from one of `starts` with probability exp(log_weights), each Gaussian or a point.
 
-    Given the start, component i has the probability omega_i(m_0), and Y_t is the posterior of X_s given X_T.
+    Given the start, Y_t is the posterior of X_s given X_T, whose component `sources[i]` is affine in the start.
     """
 
-    def __init__(self, law: DataLaw, schedule: Schedule, start: Law, mean: Tensor, covariance: Tensor):
+    def __init__(
+        self, law: DataLaw, schedule: Schedule, start: Law, starts: Sequence[Law], weights: Tensor, sources: list[int]
+    ):
         super().__init__(law, schedule)
-        self.start, self.mean, self.covariance = start, mean, covariance
-        end = schedule.horizon
-        self.log_weights = law.posterior(schedule.alpha(end), schedule.h(end)).reweight(mean[None])[0]
+        self.start, self.starts, self.log_weights, self.sources = start, starts, weights, sources
 
     def at(self, s: float) -> list[Law]:
         end = self.schedule.horizon
         if s == end:
-            return [self.start for _ in self.log_weights]
+            return list(self.starts)
         noised = self.law.noised(self.schedule.alpha(s), self.schedule.h(s))
-        posterior = noised.posterior(self.schedule.ratio(end, s), self.schedule.transition_variance(end, s))
-        return [
-            gaussian_law(offset + gain @ self.mean, symmetric(covariance + gain @ self.covariance @ gain.mT))
-            for offset, gain, covariance in zip(posterior.offsets, posterior.gains, posterior.covariances)
-        ]
+        transition = noised.posterior(self.schedule.ratio(end, s), self.schedule.transition_variance(end, s))
+        return [pushed(transition, source, start) for source, start in zip(self.sources, self.starts)]
+
+
+def pushed(transition: Posterior, source: int, start: Law) -> Law:
+    """The law of offset + gain y + sqrt(covariance) z of one component, y ~ start Gaussian or a point."""
+    offset, gain, covariance = transition.offsets[source], transition.gains[source], transition.covariances[source]
+    return gaussian_law(offset + gain @ start.mean, symmetric(covariance + gain @ start.covariance @ gain.mT))
+
+
+def tilted_transition(transition: Posterior, growth: list[LogQuadratic], reweight: Function) -> Posterior:
+    """Each N(offset + gain y, P) tilted by its e^f: N(Q (offset + P gamma + gain y), Q P), Q = (I + P kappa)^-1."""
+    curvature, linear = torch.stack([f.curvature for f in growth]), torch.stack([f.linear for f in growth])
+    covariances = transition.covariances
+    factor = torch.eye(linear.shape[1], dtype=torch.float64) + covariances @ curvature
+    pulled = transition.offsets[:, :, None] + covariances @ linear[:, :, None]
+    return Posterior(
+        reweight,
+        torch.linalg.solve(factor, pulled)[:, :, 0],
+        torch.linalg.solve(factor, transition.gains),
+        symmetric(torch.linalg.solve(factor, covariances)),
+    )
 
 
 def flow_from(law: DataLaw, schedule: Schedule, start: Law | None) -> Flow | None:
     """The flow from `start`, None meaning the noised data law; None where it is not closed."""
     if start is None:
         return Matched(law, schedule)
-    parameters = gaussian_parameters(start)
-    if parameters is None or (len(components(law)) > 1 and not isinstance(start, Dirac)):
+    k = len(components(law))
+    if isinstance(start, Dirac):  # omega_i(point) are the weights
+        end = schedule.horizon
+        responsibilities = law.posterior(schedule.alpha(end), schedule.h(end)).reweight(start.mean[None])[0]
+        return Started(law, schedule, start, [start] * k, responsibilities, list(range(k)))
+    if k > 1:
         return None
-    return Started(law, schedule, start, *parameters)
+    if isinstance(start, GaussianMixture):
+        return Started(law, schedule, start, start.components, start.log_weights, [0] * len(start.components))
+    if gaussian_parameters(start) is None:
+        return None
+    return Started(law, schedule, start, [start], torch.zeros(1, dtype=torch.float64), [0])
 
 
 def components(law: DataLaw) -> tuple[Gaussian, ...]:

@@ -147,10 +147,9 @@ class QuadraticLevel(Level):
         stacked, shift, masses, constants, linear, curvature = self._terms.like(x)
         k, d = linear.shape
         z = torch.addmm(shift, stacked, x.mT).view(k, d, len(x))
-        square = z.square()
-        density = masses[:, None] - square.sum(1) / 2
-        bend = torch.bmm(linear[:, None], z) - torch.bmm(curvature[:, None], square) / 2
-        return z, density, constants[:, None] + bend[:, 0]
+        squares = torch.bmm(torch.stack([torch.ones_like(curvature), curvature], 1), z.square()) / -2
+        tilt = torch.bmm(linear[:, None], z)[:, 0]
+        return z, masses[:, None] + squares[:, 0], constants[:, None] + tilt + squares[:, 1]
 
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log omega_i(x) and log E_i(x): (n, d) -> (k, n) each."""

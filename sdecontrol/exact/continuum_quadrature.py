@@ -7,22 +7,22 @@ grows until what lies on its faces is below rounding; the spacing is halved unti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sdecontrol.errors import NoClosedForm
+from sdecontrol.exact.continuum_flow import Function
 from sdecontrol.exact.quadratic import covariance_root
 from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Law
 
-Function = Callable[[Tensor], Tensor]
 LARGEST_DIMENSION = 2
 _NEGLIGIBLE = -40.0  # log of what the faces of a box may hold of the largest contribution
-_AGREEMENT = 1e-13
+_AGREEMENT, _ROUNDING = 1e-13, 1e-15
 _FIRST_SPACING, _FIRST_RADIUS, _LARGEST_RADIUS = 0.5, 8.0, 64.0
 _LARGEST_GRID = 2**20
+_LARGEST_SHARED_GRID = 2**12
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +92,30 @@ def box(dim: int, radius: float, spacing: float) -> Tensor:
     half = round(radius / spacing)
     line = torch.arange(-half, half + 1, dtype=torch.float64) * spacing
     return torch.stack(torch.meshgrid([line] * dim, indexing="ij"), -1).reshape(-1, dim)
+
+
+def log_integrals(centres: Tensor, roots: Tensor, log_integrand: Function, sizes: Tensor) -> Tensor:
+    """log int e^{l_i(y)} dy, each looked for around N(centre_i, root_i root_i'): (n,).
+
+    Shapes: centres (n, d), lower triangular roots (n, d, d); log_integrand maps (n, m, d) to (n, m). One rule for all,
+    refined as in `integrate`, to at most 2^12 nodes; `sizes` (n,) is the size of what cancels in l_i, whose rounding is
+    not asked to settle.
+    """
+    dim, radius, spacing = centres.shape[1], _FIRST_RADIUS, _FIRST_SPACING
+    log_det, previous = roots.diagonal(dim1=1, dim2=2).log().sum(1), torch.full((), torch.inf, dtype=torch.float64)
+    while True:
+        z = box(dim, radius, spacing)
+        log_terms = log_integrand(centres[:, None] + z @ roots.mT)
+        faces = z.abs().amax(1) > radius - spacing / 2
+        full = (2 * 1.5 * radius / spacing) ** dim > _LARGEST_SHARED_GRID
+        if not full and float((log_terms[:, faces].amax(1) - log_terms.amax(1)).max()) > _NEGLIGIBLE:
+            radius *= 1.5
+            continue
+        found = log_terms.logsumexp(1) + dim * math.log(spacing) + log_det
+        agree = (found - previous).abs() <= _AGREEMENT * (1 + found.abs()) + _ROUNDING * sizes
+        if bool(agree.all()) or (4 * radius / spacing) ** dim > _LARGEST_SHARED_GRID:
+            return found
+        previous, spacing = found, spacing / 2
 
 
 def piece_at(law: Law, log_integrand: Function, f: Function) -> Piece:

@@ -25,10 +25,11 @@ from torch import Tensor
 from sdecontrol.controls import AffineControl, Control
 from sdecontrol.errors import NoClosedForm
 from sdecontrol.exact.continuum_base import BlowUp, ContinuumExact
+from sdecontrol.exact.continuum_flow import mixture
 from sdecontrol.exact.continuum_score import tilt_kl
 from sdecontrol.exact.pushforward import gaussian_law, gaussian_parameters
 from sdecontrol.exact.quadratic import LogQuadratic, symmetric
-from sdecontrol.laws import Law
+from sdecontrol.laws import GaussianMixture, Law
 from sdecontrol.processes import Process
 from sdecontrol.rewards import Quadratic, as_quadratic
 
@@ -108,7 +109,7 @@ class RiccatiExact(ContinuumExact):
     """Every answer for an affine process; accuracy about 1e-11 relative, that of the integrator (DOP853, rtol 1e-13)."""
 
     def __init__(self, process: Process, reward: Quadratic, running: Quadratic | None, temperature: float):
-        super().__init__(process.horizon, temperature, "the initial law is neither Gaussian nor a point")
+        super().__init__(process.horizon, temperature, "the initial law is not Gaussian, a mixture or a point")
         self.process, self.start, self.running = process, process.initial_law(), running
         none = LogQuadratic.zero(process.dim)
         rho = none if running is None else LogQuadratic.of(running, 1 / temperature)
@@ -145,9 +146,7 @@ class RiccatiExact(ContinuumExact):
 
     @cached_property
     def kl_initial(self) -> float:
-        if gaussian_parameters(self.start) is None:
-            raise self._no("KL(nu* || p_noise)")
-        return tilt_kl(LogQuadratic.of(self.first_growth), self.start)
+        return tilt_kl(LogQuadratic.of(self.first_growth), self.start, self.initial, self.log_normalizer)
 
     @cached_property
     def energy(self) -> float:
@@ -179,11 +178,13 @@ class RiccatiExact(ContinuumExact):
 
     def _forward(self, law: Law, t: float, controlled: bool) -> Law:
         """The law at t of the process from `law`: m' = A m + b, V' = A V + V A' + sigma^2 I, with A_*, b_* under control."""
+        if t == 0:
+            return law
+        if isinstance(law, GaussianMixture):
+            return mixture(law.log_weights, [self._forward(component, t, controlled) for component in law.components])
         parameters = gaussian_parameters(law)
         if parameters is None:
             raise self._no("the law of Y_t")
-        if t == 0:
-            return law
         d = self.process.dim
         drift = self._controlled_drift if controlled else self._drift
 

@@ -19,10 +19,11 @@ from torch import Tensor
 from sdecontrol.controls import AffineControl, Control, StateControl
 from sdecontrol.errors import NoClosedForm, NoTilt
 from sdecontrol.exact.continuum_base import BlowUp, ContinuumExact
-from sdecontrol.exact.continuum_flow import DataLaw, Flow, components, log_weights, mixture
+from sdecontrol.exact.continuum_flow import DataLaw, Flow, components, log_weights, mixture, pushed, tilted_transition
 from sdecontrol.exact.continuum_level import AffineLevel, Component, Level, QuadraticLevel, about
-from sdecontrol.exact.pushforward import gaussian_law
-from sdecontrol.exact.quadratic import LogQuadratic, covariance_root, symmetric
+from sdecontrol.exact.continuum_quadrature import mean_under
+from sdecontrol.exact.pushforward import gaussian_parameters
+from sdecontrol.exact.quadratic import LogQuadratic, covariance_root
 from sdecontrol.laws import Dirac, Law
 from sdecontrol.rewards import Quadratic, Reward
 from sdecontrol.schedules import Schedule
@@ -140,7 +141,8 @@ class QuadraticScore(ScoreExact):
 
     def marginal(self, t: float) -> Law:
         s = self._noise_level(t)
-        tilted = [law.tilt(growth, 1.0) for law, growth in zip(self.flow.at(s), self.growth(s))]
+        growth, laws = self.growth(s), self.flow.at(s)
+        tilted = [law.tilt(growth[source], 1.0) for law, source in zip(laws, self.flow.sources)]
         return mixture(self.log_masses, tilted)
 
     @cached_property
@@ -179,11 +181,12 @@ class GaussianScore(QuadraticScore):
     @cached_property
     def path_kl(self) -> float:
         """KL(p_ft || p_pre)."""
-        return tilt_kl(LogQuadratic.of(self.quadratic, 1 / self.temperature), self.reference)
+        f = LogQuadratic.of(self.quadratic, 1 / self.temperature)
+        return tilt_kl(f, self.reference, self.terminal, self.log_normalizer)
 
     @cached_property
     def kl_initial(self) -> float:
-        return tilt_kl(self.first_growth, self.flow.start)
+        return tilt_kl(self.first_growth, self.flow.start, self.initial, self.log_normalizer)
 
     @cached_property
     def objective_untilted(self) -> float:
@@ -192,27 +195,23 @@ class GaussianScore(QuadraticScore):
 
     @cached_property
     def untilted_terminal(self) -> Law:
-        """Under Q*, Y_T given Y_0 = y is N(m + N w(m), N H^-1 N') with m = mu + J (y - a mu): p_noise pushed through it."""
-        component, start = self.components[0], self.flow.start
-        a, h = self.schedule.alpha(self.horizon), self.schedule.h(self.horizon)
-        noise, mu = component.noise(a, h), component.law.mean
-        tilt = component.reward.noise_law(noise)
-        response, spread = noise @ tilt.response, noise @ tilt.root
-        eye = torch.eye(len(mu), dtype=torch.float64)
-        matrix = torch.linalg.solve(eye + noise @ noise.mT @ component.reward.curvature, component.gain(a, h))
-        mean = mu + response @ component.reward.linear + matrix @ (start.mean - a * mu)
-        return gaussian_law(mean, symmetric(spread @ spread.mT + matrix @ start.covariance @ matrix.mT))
+        """p_noise pushed through the law of Y_T given Y_0 under Q*, the posterior tilted by e^{r/temperature}."""
+        f = LogQuadratic.of(self.quadratic, 1 / self.temperature)
+        transition = self.law.posterior(self.schedule.alpha(self.horizon), self.schedule.h(self.horizon))
+        tilted = tilted_transition(transition, [f], transition.reweight)
+        return mixture(self.flow.log_weights, [pushed(tilted, 0, start) for start in self.flow.at(self.horizon)])
 
 
-def tilt_kl(f: LogQuadratic, law: Law) -> float:
-    """KL(p e^f / E_p e^f || p) for p Gaussian or a point, free of cancellation: |w|^2/2 + KL(N(0, H^-1) || N(0, I)),
+def tilt_kl(f: LogQuadratic, law: Law, tilted: Law, log_normalizer: float) -> float:
+    """KL(p e^f/C || p) = E_{tilted} f - log C, for a Gaussian or a point p in a form free of cancellation:
 
-    the shift and the spread of z in x = mean + root z, z ~ N(0, I) under p.
+    |w|^2/2 + KL(N(0, H^-1) || N(0, I)), the shift and the spread of z in x = mean + root z, z ~ N(0, I) under p.
     """
-    root = covariance_root(law.covariance)
-    tilted = f.noise_law(root)
-    shift = tilted.response @ (f.linear - f.curvature @ law.mean)
-    return float(shift @ shift) / 2 + tilted.variance_kl
+    if gaussian_parameters(law) is None:
+        return f.mean(tilted.mean, tilted.covariance) - log_normalizer
+    noise_law = f.noise_law(covariance_root(law.covariance))
+    shift = noise_law.response @ (f.linear - f.curvature @ law.mean)
+    return float(shift @ shift) / 2 + noise_law.variance_kl
 
 
 class MixtureScore(QuadraticScore):
@@ -221,8 +220,6 @@ class MixtureScore(QuadraticScore):
     @cached_property
     def kl_initial(self) -> float:
         """0 from a point; else E_{nu*} v(0, .)/temperature - log C by quadrature in one and two dimensions."""
-        from sdecontrol.exact.continuum_quadrature import mean_under
-
         if isinstance(self.flow.start, Dirac):
             return 0.0
         return mean_under(self.initial, self.level(self.horizon).log_growth) - self.log_normalizer
@@ -230,6 +227,4 @@ class MixtureScore(QuadraticScore):
     @cached_property
     def objective_untilted(self) -> float:
         """E_{p_noise} v(0, .) by quadrature in one and two dimensions; from a point, v(0, .) there."""
-        from sdecontrol.exact.continuum_quadrature import mean_under
-
         return self.temperature * mean_under(self.flow.start, self.level(self.horizon).log_growth)

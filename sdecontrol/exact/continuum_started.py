@@ -8,45 +8,53 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Callable
 from functools import cached_property
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
-from sdecontrol.errors import NoClosedForm, NoTilt
-from sdecontrol.exact.continuum_flow import DataLaw
-from sdecontrol.exact.continuum_level import QuadraticLevel, about
+from sdecontrol.exact.continuum_flow import DataLaw, Function
 from sdecontrol.exact.continuum_quadrature import (
     LARGEST_DIMENSION,
     Integral,
     Piece,
-    box,
     integrate,
+    log_integrals,
     mean_under,
     piece_at,
 )
-from sdecontrol.exact.continuum_score import QuadraticScore, ScoreExact
+from sdecontrol.exact.continuum_score import ScoreExact
 from sdecontrol.exact.continuum_step import StepScore
-from sdecontrol.exact.quadratic import LogQuadratic, covariance_root, symmetric
-from sdecontrol.laws import Gaussian, Law, TiltedLaw
-from sdecontrol.rewards import Quadratic, Step
+from sdecontrol.laws import Gaussian, GaussianMixture, Law, Posterior, TiltedLaw
+from sdecontrol.noise import Block
+from sdecontrol.rewards import Step
 from sdecontrol.schedules import Schedule
 
-_ADVICE = 'pass initial="marginal" to the process, then C and every law are closed'
-_CHUNK = 2**18
+ADVICE = 'pass initial="marginal" to the process, then C and every law are closed'
+_ROWS = 1024  # points whose varrho is computed at once
+_NEWTON_STEPS = 8
+
+
+class StartedLaw(TiltedLaw):
+    """A tilted law that is drawn by running: a draw of the start, then of the exact transition from it."""
+
+    def __init__(self, base: Law, log_weight: Function, log_normalizer: float, start: Law, transition: Posterior):
+        super().__init__(base, log_weight, log_normalizer)
+        self.start, self.transition = start, transition
+
+    def draw(self, block: Block) -> Tensor:
+        return self.transition.draw(self.start.draw(block), block)
 
 
 class StartedScore(ScoreExact):
     """What the two kinds of reward share, given the pieces of the integral of p_noise e^{v(0, .)/temperature} f."""
 
+    law: GaussianMixture
     start: Gaussian
 
     @abstractmethod
-    def pieces(self, f: Callable[[Tensor], Tensor]) -> list[Piece]: ...
+    def pieces(self, f: Function) -> list[Piece]: ...
 
     def _growth(self, y: Tensor) -> Tensor:
         """v(0, y) / temperature."""
@@ -76,168 +84,83 @@ class StartedScore(ScoreExact):
 
     @cached_property
     def reference(self) -> Law:
-        return TiltedLaw(self.law, self._log_varrho(0.0), 0.0)
+        return self._uncontrolled(0.0)
+
+    @cached_property
+    def initial(self) -> Law:
+        return TiltedLaw(self.start, self._growth, self.log_normalizer)
 
     def marginal(self, t: float) -> Law:
+        """Q*_t = e^{v(t, .)/temperature} Q_t / C."""
         s = self._noise_level(t)
-        if s == self.horizon:
-            return TiltedLaw(self.start, self._growth, self.log_normalizer)
-        varrho, noised = self._log_varrho(s), self._noised(s)
-        return TiltedLaw(noised, lambda x: varrho(x) + self.value(t, x) / self.temperature, self.log_normalizer)
+        return self.initial if s == self.horizon else self._tilted(s)
 
-    def _noised(self, s: float) -> Law:
+    @abstractmethod
+    def _tilted(self, s: float) -> Law:
+        """Q*_t at a noise level s below the horizon."""
+
+    def _noised(self, s: float) -> GaussianMixture:
         return self.law.noised(self.schedule.alpha(s), self.schedule.h(s))
 
-    def _log_varrho(self, s: float) -> Callable[[Tensor], Tensor]:
-        """log varrho_t as a function of x (n, d): quadrature around the Gaussian N(ratio x, q) p_noise / N(p_T's moments)."""
+    def _transition(self, s: float) -> Posterior:
+        """Y_t given Y_0, without control."""
+        end = self.horizon
+        return self._noised(s).posterior(self.schedule.ratio(end, s), self.schedule.transition_variance(end, s))
+
+    def _uncontrolled(self, s: float) -> Law:
+        """Q_t = varrho_t p_s."""
+        return StartedLaw(self._noised(s), self._log_varrho(s), 0.0, self.start, self._transition(s))
+
+    def _log_varrho(self, s: float) -> Function:
+        """log varrho_t as a function of x (n, d), by quadrature over Z."""
         if self.dim > LARGEST_DIMENSION:
             raise self._no("the law of Y_t")
-        end = self.schedule.horizon
-        ratio, q = self.schedule.ratio(end, s), self.schedule.transition_variance(end, s)
-        noised = self._noised(end)
-        eye = torch.eye(self.dim, dtype=torch.float64)
-        inverse, around = torch.linalg.inv(self.start.covariance), torch.linalg.inv(noised.covariance)
-        spread = torch.linalg.inv(symmetric(eye / q + inverse - around))
-        root = torch.linalg.cholesky(spread)
-        pull = inverse @ self.start.mean - around @ noised.mean
-        z = box(self.dim, *_RULE[self.dim])
-        log_cell = self.dim * math.log(_RULE[self.dim][1]) + float(root.diagonal().log().sum())
-        kernel = Gaussian(torch.zeros(self.dim, dtype=torch.float64), q * eye)
-
-        def log_varrho(x: Tensor) -> Tensor:
-            moved = ratio * x.to(torch.float64)
-            y = ((moved / q + pull) @ spread)[:, None] + z @ root.mT
-            flat = y.flatten(0, 1)
-            log_terms = self.start.log_prob(flat) - noised.log_prob(flat) + kernel.log_prob((y - moved[:, None]).flatten(0, 1))
-            return log_terms.view(len(x), len(z)).logsumexp(1) + log_cell
-
-        rows = max(1, _CHUNK // len(z))
-        return lambda x: torch.cat([log_varrho(part) for part in x.split(rows)])
+        ratio = self.schedule.ratio(self.horizon, s)
+        noising = Gaussian([0.0] * self.dim, self.schedule.transition_variance(self.horizon, s))
+        ratios = StartRatio(self.start, self._noised(self.horizon), noising)
+        return lambda x: torch.cat([ratios.log_mean(ratio * part.to(torch.float64)) for part in x.split(_ROWS)])
 
 
-_RULE = {1: (12.0, 0.2), 2: (8.0, 0.4)}  # radius and spacing in units of the Gaussian the rule is centred on
+class StartRatio:
+    """E p_noise(Z)/p_T(Z) for Z = centre + noising: the integrand's mode by Newton, then quadrature around it."""
 
+    def __init__(self, start: Gaussian, noised: GaussianMixture, noising: Gaussian):
+        self.start, self.noised, self.noising = start, noised, noising
+        self._precisions = torch.linalg.inv(torch.stack([component.covariance for component in noised.components]))
+        self._outer = torch.linalg.inv(start.covariance) + torch.linalg.inv(noising.covariance)
 
-class StartedQuadratic(StartedScore, QuadraticScore):
-    """A quadratic reward: component i is looked for around the Gaussian p_noise E_i omega_i / omega_j, omega_j <= 1."""
+    def _log_integrand(self, y: Tensor, centre: Tensor) -> Tensor:
+        """log of the integrand at y (n, m, d) for centres (n, d): (n, m)."""
+        flat, shift = y.flatten(0, 1), (y - centre[:, None]).flatten(0, 1)
+        log_terms = self.start.log_prob(flat) - self.noised.log_prob(flat) + self.noising.log_prob(shift)
+        return log_terms.view(y.shape[:2])
 
-    def __init__(
-        self, law: DataLaw, schedule: Schedule, reward: Quadratic, temperature: float, start: Gaussian
-    ):
-        super().__init__(law, schedule, reward, temperature, None, _ADVICE)
-        self.start = start
+    def _curvature(self, y: Tensor) -> Tensor:
+        """(n, d, d), positive: p_T is wider than the noising. Exact where one component of p_T prevails, as far out."""
+        omega = self.noised.log_responsibilities(y).exp()
+        return self._outer - torch.einsum("nk,kij->nij", omega, self._precisions)
 
-    def _no_tilt(self) -> NoTilt | None:
-        """C is finite iff p_noise sum_i omega_i E_i decays in every direction; not asked above two dimensions."""
-        if self.dim > LARGEST_DIMENSION or self._lowest(self.horizon) <= 0:
-            return None
-        margin = self._margin(1.0)
-        if margin > 0:
-            return None
-        steepest = -float(torch.linalg.eigvalsh(self.quadratic.curvature)[0])
-        largest = steepest * brentq(self._margin, 0.0, 1.0, xtol=1e-15, rtol=1e-14)
-        return NoTilt(
-            f"E exp(reward/temperature) is infinite: in units of the start its exponent has the curvature {margin:.6g} in "
-            f"some direction; wanted a positive one. The reward curves upwards by {steepest:.6g}; shrink its curvature below "
-            f"{largest:.6g} or raise the temperature.",
-            margin,
-            largest,
-        )
-
-    def _margin(self, scale: float) -> float:
-        """Lowest curvature, in units of the start, of -log(p_noise omega_i E_i) far out, for `scale` times the reward."""
-        root = covariance_root(self.start.covariance)
-        return min(
-            _lowest_in_any_direction([symmetric(root.mT @ bound.curvature @ root) for bound in bounds])
-            for bounds in self._bounds(scale)
-        )
-
-    def _bounds(self, scale: float) -> list[list[LogQuadratic]]:
-        """For each i, logs of p_noise E_i omega_i/omega_j for j = i and then every j: bounds of p_noise omega_i E_i."""
-        a, h = self.schedule.alpha(self.horizon), self.schedule.h(self.horizon)
-        start = _log_density(self.start)
-        densities = [_log_density(component.law.noised(a, h)) for component in self.components]
-        growths = [about(c.scaled(scale).growth(a, h), a * c.law.mean) for c in self.components]
-        return [
-            [start + growth + own + other * -1.0 for other in [own, *densities]]
-            for own, growth in zip(densities, growths)
-        ]
-
-    @cached_property
-    def _envelopes(self) -> list[Gaussian]:
-        return [_gaussian(bounds) for bounds in self._bounds(1.0)]
-
-    def marginal(self, t: float) -> Law:
-        """varrho_t p^r_s / C', p^r the tilted data law, nearly constant weights, where p^r exists; else on p_s."""
-        s = self._noise_level(t)
-        try:
-            tilted, log_c = self.law.tilt(self.reward, self.temperature), self.law.log_expectation(self.reward, self.temperature)
-        except NoTilt:
-            return super().marginal(t)
-        if s == self.horizon:
-            return super().marginal(t)
-        noised = tilted.noised(self.schedule.alpha(s), self.schedule.h(s))
-        return TiltedLaw(noised, self._log_varrho(s), self.log_normalizer - log_c)
-
-    def pieces(self, f: Callable[[Tensor], Tensor]) -> list[Piece]:
-        return [piece_at(law, self._log_integrand(i), f) for i, law in enumerate(self._envelopes)]
-
-    def _log_integrand(self, i: int) -> Callable[[Tensor], Tensor]:
-        level = self.level(self.horizon)
-        assert isinstance(level, QuadraticLevel)
-
-        def log_integrand(y: Tensor) -> Tensor:
-            log_omega, growth = level.terms(y)
-            return self.start.log_prob(y) + log_omega[i] + growth[i]
-
-        return log_integrand
-
-    @cached_property
-    def expected_reward(self) -> float:
-        """E_{p_ft} r: the closed mean of r given the start and the component, integrated over both."""
-        pieces = [
-            piece_at(law, self._log_integrand(i), self._mean_reward(i)) for i, law in enumerate(self._envelopes)
-        ]
-        return integrate(pieces).mean
-
-    def _mean_reward(self, i: int) -> Callable[[Tensor], Tensor]:
-        """E[r | Y_0 = y, component i] under Q*, quadratic in y."""
-        a, h = self.schedule.alpha(self.horizon), self.schedule.h(self.horizon)
-        component = self.components[i]
-        mean = component.tilted_mean_reward(a, h)
-        centre = a * component.law.mean
-        return lambda y: self.temperature * mean(y - centre)
+    def log_mean(self, centre: Tensor) -> Tensor:
+        """(n, d) -> (n,)."""
+        y = centre
+        for _ in range(_NEWTON_STEPS):
+            slope = self.start.score(y) - self.noised.score(y) + self.noising.score(y - centre)
+            y = y + torch.linalg.solve(self._curvature(y), slope)
+        roots = torch.linalg.cholesky(torch.linalg.inv(self._curvature(y)))
+        sizes = self.start.log_prob(y).abs() + self.noised.log_prob(y).abs() + self.noising.log_prob(y - centre).abs()
+        return log_integrals(y, roots, lambda nodes: self._log_integrand(nodes, centre), sizes)
 
 
 class StartedStep(StartedScore, StepScore):
     """A step reward: bounded, so the start itself says where to look."""
 
     def __init__(self, law: DataLaw, schedule: Schedule, reward: Step, temperature: float, start: Gaussian):
-        super().__init__(law, schedule, reward, temperature, None, _ADVICE)
+        super().__init__(law, schedule, reward, temperature, None, ADVICE)
         self.start = start
 
-    def pieces(self, f: Callable[[Tensor], Tensor]) -> list[Piece]:
+    def _tilted(self, s: float) -> Law:
+        log_bound = max(self.height, 0.0)
+        return TiltedLaw(self._uncontrolled(s), self.level(s).log_growth, self.log_normalizer, log_bound)
+
+    def pieces(self, f: Function) -> list[Piece]:
         return [piece_at(self.start, lambda y: self.start.log_prob(y) + self._growth(y), f)]
-
-
-def _log_density(law: Gaussian) -> LogQuadratic:
-    """log of the density, up to a constant."""
-    precision = torch.linalg.inv(law.covariance)
-    return LogQuadratic(symmetric(precision), precision @ law.mean, 0.0)
-
-
-def _gaussian(bounds: list[LogQuadratic]) -> Gaussian:
-    """The first integrable e^{bound}, normalised."""
-    found = next((bound for bound in bounds if float(torch.linalg.eigvalsh(bound.curvature)[0]) > 0), None)
-    if found is None:
-        raise NoClosedForm("no single Gaussian bounds the integrand over the start: quadrature does not know where to look")
-    covariance = symmetric(torch.linalg.inv(found.curvature))
-    return Gaussian(covariance @ found.linear, covariance)
-
-
-def _lowest_in_any_direction(curvatures: list[Tensor]) -> float:
-    """min over directions of the largest of the curvatures there, in one and two dimensions: e^{min of all} decays iff > 0."""
-    angles = torch.linspace(0, math.pi, 721, dtype=torch.float64)
-    directions = torch.stack([angles.cos(), angles.sin()], 1)[:, : len(curvatures[0])]
-    directions = directions / directions.norm(dim=1, keepdim=True)
-    return float(torch.stack([((directions @ k) * directions).sum(1) for k in curvatures]).amax(0).min())

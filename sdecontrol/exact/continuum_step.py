@@ -16,7 +16,7 @@ from sdecontrol.exact.continuum_flow import DataLaw, Flow, components
 from sdecontrol.exact.continuum_level import DataLevel, Level, PosteriorLevel
 from sdecontrol.exact.continuum_quadrature import mean_under
 from sdecontrol.exact.continuum_score import ScoreExact
-from sdecontrol.laws import Dirac, Gaussian, Law, TiltedLaw
+from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Law, TiltedLaw
 from sdecontrol.rewards import Step
 from sdecontrol.schedules import Schedule
 
@@ -69,13 +69,13 @@ class StepScore(ScoreExact):
     def _start(self) -> tuple[Law, Callable[[Tensor], Tensor]]:
         """The start and v(0, .)/temperature; for a Gaussian data law those of direction . E[Y_T | Y_0], on which v depends."""
         start = self.flow.start
-        if len(components(self.law)) > 1 or isinstance(start, Dirac):
+        if len(components(self.law)) > 1 or not isinstance(start, (Gaussian, GaussianMixture)):
             return start, self.level(self.horizon).log_growth
-        posterior = self.law.posterior(self.schedule.alpha(self.horizon), self.schedule.h(self.horizon))
+        n, posterior = self.step.direction, self.law.posterior(
+            self.schedule.alpha(self.horizon), self.schedule.h(self.horizon)
+        )
         offset, gain, covariance = posterior.offsets[0], posterior.gains[0], posterior.covariances[0]
-        n = self.step.direction
-        pulled = gain.mT @ n
-        along = Gaussian(n @ (offset + gain @ start.mean), pulled @ start.covariance @ pulled)
+        along = start.affine((n @ gain)[None], (n @ offset)[None])
         step, variance = Step([1.0], self.step.threshold, self.step.height), (n @ covariance @ n)[None, None]
         return along, lambda y: step.log_expectation(y, variance, self.temperature)
 

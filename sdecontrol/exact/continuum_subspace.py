@@ -14,9 +14,12 @@ from torch import Tensor
 from sdecontrol.controls import Control
 from sdecontrol.exact.continuum_base import ContinuumExact
 from sdecontrol.exact.continuum_score import GaussianScore, ScoreExact
-from sdecontrol.laws import Dirac, Gaussian, Isotropic, Law, NoisySubspace, Subspace
-from sdecontrol.laws.parameters import apply
+from sdecontrol.exact.pushforward import gaussian_law, gaussian_parameters
+from sdecontrol.exact.quadratic import symmetric
+from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Isotropic, Law, NoisySubspace, Subspace
 from sdecontrol.laws.frame import Frame
+from sdecontrol.laws.parameters import apply
+from sdecontrol.rewards import Quadratic
 from sdecontrol.schedules import Schedule
 
 
@@ -100,8 +103,8 @@ class SubspaceScore(ContinuumExact):
         normal = self._normal(s)
         if normal is not None:
             return self._around(s, self.latent.marginal(t), *normal)
-        if s == self.horizon and isinstance(self.latent, GaussianScore) and self.start is not None:
-            return self.start.tilt(self.first_growth(), 1.0)
+        if s == self.horizon and isinstance(self.start, (Gaussian, GaussianMixture)) and isinstance(self.latent, GaussianScore):
+            return self.start.tilt(self._first_growth(), 1.0)
         raise self._no("the law of Y_t off the subspace, from a start that is not isotropic there,")
 
     def _around(self, s: float, latent: Law, mean: Tensor, variance: float) -> Law:
@@ -130,7 +133,7 @@ class SubspaceScore(ContinuumExact):
     def _off_span(self, x: Tensor) -> Tensor:
         return self.frame.normal(x[None])[0]
 
-    def first_growth(self) -> object:
+    def _first_growth(self) -> Quadratic:
         """v(0, .)/temperature on R^D, as a reward at temperature 1."""
         assert isinstance(self.latent, GaussianScore)
         a, basis = self.schedule.alpha(self.horizon), self.frame.basis
@@ -139,16 +142,20 @@ class SubspaceScore(ContinuumExact):
 
 
 def latent_start(frame: Frame, start: Law, scale: float) -> Law:
-    """The law of B'(Y_0 - scale offset) for Y_0 ~ start, Gaussian or a point; other laws are returned as None by the caller."""
+    """The law of B'(Y_0 - scale offset); `start` itself where that is not closed, a law that no flow knows."""
     basis = frame.basis
+    variance = _isotropic_variance(start)
     mean = basis.mT @ (start.mean - scale * frame.offset)
     if isinstance(start, Dirac):
         return Dirac(mean)
-    variance = _isotropic_variance(start)
     if variance is not None:
         return Gaussian(mean, torch.full_like(mean, variance))
-    covariance = basis.mT @ start.covariance @ basis
-    return Gaussian(mean, (covariance + covariance.mT) / 2)
+    parameters = gaussian_parameters(start)
+    if parameters is not None:
+        return gaussian_law(mean, symmetric(basis.mT @ parameters[1] @ basis))
+    if isinstance(start, GaussianMixture):
+        return start.affine(basis.mT, -scale * basis.mT @ frame.offset)
+    return start
 
 
 def _isotropic_variance(law: Law) -> float | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdecontrol.errors import NoClosedForm
 from sdecontrol.exact.quadratic import symmetric
-from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Isotropic, Law, Subspace
+from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Isotropic, Law, NoisySubspace, Subspace
 
 
 class LinearMap(Protocol):
@@ -26,7 +26,7 @@ class LinearMap(Protocol):
 
 def gaussian_parameters(law: Law) -> tuple[Tensor, Tensor] | None:
     """Mean (d,) and covariance (d,d), possibly singular, of a law that is Gaussian; None for any other law."""
-    core = law.latent if isinstance(law, Subspace) else law
+    core = law.latent if isinstance(law, (Subspace, NoisySubspace)) else law
     return (law.mean, law.covariance) if isinstance(core, (Gaussian, Isotropic, Dirac)) else None
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import singledispatch
 
 import torch
-from scipy.special import ndtr
-from scipy.stats import chi2 as chi_squared
+from scipy.special import gammainc, ndtr
 from torch import Tensor
 
 from sdecontrol.errors import NoClosedForm, NotDefined, check
@@ -121,7 +120,7 @@ def _line_tv(m: float, delta: float) -> float:
 def _ball_tv(dim: int, delta: float) -> float:
     """N(0, s^2 I), s^2 = 1 + delta, against N(0, I): they cross where |x|^2 = d s^2 log(s^2) / delta."""
     radius2 = dim * (1 + delta) * math.log1p(delta) / delta
-    return abs(float(chi_squared.cdf(radius2, dim) - chi_squared.cdf(radius2 / (1 + delta), dim)))
+    return float(abs(gammainc(dim / 2, radius2 / 2) - gammainc(dim / 2, radius2 / (2 * (1 + delta)))))
 
 
 def _gaussian_bounds(pair: Whitened) -> TotalVariation:

@@ -81,13 +81,15 @@ class GammaDivergence(FDivergence):
 
     def f(self, x: Tensor) -> Tensor:
         g = self.gamma
-        return (x ** (1 - g) - (1 - g) * x - g) / (g * (g - 1))
+        log_term = torch.where(x == 0, 0.0, x * torch.expm1(-g * x.log()))  # x^{1-g} - x, which is 0 at 0
+        return (log_term / g + x - 1) / (g - 1)
 
     def log_weight(self, r: Tensor, lam: float, temperature: float) -> Tensor:
         return -torch.log1p(self.gamma * (lam - r) / temperature) / self.gamma
 
     def multiplier(self, law: RewardLaw, temperature: float) -> float:
-        return _heavy_multiplier(law, temperature, self.gamma, law.supremum - temperature / self.gamma)
+        eta = _log_room(law, temperature, self.gamma)
+        return law.supremum + temperature * math.expm1(eta) / self.gamma
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class ForwardKL(FDivergence):
         return math.log(temperature) - (lam - r).log()
 
     def multiplier(self, law: RewardLaw, temperature: float) -> float:
-        return _heavy_multiplier(law, temperature, 1.0, law.supremum)
+        return law.supremum + temperature * math.exp(_log_room(law, temperature, 1.0))
 
 
 @dataclass(frozen=True)
@@ -139,41 +141,40 @@ class ChiSquare(FDivergence):
         )
 
 
-def _heavy_multiplier(law: RewardLaw, temperature: float, gamma: float, bound: float) -> float:
-    """lam > bound with E (gamma (lam - bound + sup r - r) / temperature)^{-1/gamma} = 1, in the logarithm of
-    lam - bound.
+def _log_room(law: RewardLaw, temperature: float, gamma: float) -> float:
+    """The eta <= 0 with E (e^eta + gamma (sup r - r)/temperature)^{-1/gamma} = 1; gamma = 1: forward KL.
 
-    gamma = 1 is the forward KL. E w falls from its value at the bound to 0, and is at most 1 at bound +
-    temperature/gamma.
+    lam = sup r + temperature (e^eta - 1)/gamma, plus the temperature in the forward KL's convention. E w is
+    at most 1 at eta = 0 and grows as eta falls; eta = -inf is the smallest admissible multiplier.
     """
     if law.supremum == math.inf:
         raise NoTilt(
-            "the reward is unbounded above and f'(infinity) is finite: the supremum of the problem is "
-            "infinite; "
+            "the reward is unbounded above and f'(infinity) is finite: the problem's supremum is infinite; "
             "wanted a bounded reward, or the divergences KL() or ChiSquare()",
             smallest_temperature=math.inf,
         )
-    top = law.supremum
 
-    def log_mass(log_room: float) -> float:
-        room = math.exp(log_room)
-        return law.log_expect(lambda r: -(gamma * (room + (top - r)) / temperature).log() / gamma)
+    def log_mass(eta: float) -> float:
+        def log_weight(r: Tensor) -> Tensor:
+            depth = gamma * (law.supremum - r) / temperature
+            offset = depth + math.expm1(eta)  # e^eta + depth is 1 + offset: each form where it is accurate
+            log_base = torch.where(offset > -0.5, offset.log1p(), (math.exp(eta) + depth).log())
+            return -log_base / gamma
 
-    high = math.log(temperature / gamma)
-    low = high
-    while (mass := log_mass(low)) < 0 and low > high - 80:
-        low -= 4.0
+        return law.log_expect(log_weight)
+
+    low = -min(gamma, 1.0)
+    while (mass := log_mass(low)) < 0 and low > -80:
+        low *= 3
     if mass < 0:
         smallest = temperature * math.exp(-gamma * mass)
         raise NoTilt(
-            f"no maximiser: E w = {math.exp(mass):.6g} < 1 at the smallest admissible multiplier "
-            f"{bound:.6g}, so the supremum "
-            f"is approached by laws with an atom where the reward is largest; wanted E w >= 1. "
+            f"no maximiser: E w = {math.exp(mass):.6g} < 1 at the smallest admissible multiplier: the "
+            "supremum is approached by laws with an atom where the reward is largest; wanted E w >= 1. "
             f"The smallest admissible temperature is {smallest:.6g}.",
             smallest_temperature=smallest,
         )
-    log_room = brentq(log_mass, low, high, xtol=1e-13, rtol=1e-14) if low < high else high
-    return bound + math.exp(float(log_room))
+    return float(brentq(log_mass, low, 0.0, xtol=1e-14 * gamma, rtol=1e-14)) if log_mass(0.0) < 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ NODES, KRONROD, GAUSS = _mirrored(_HALF_NODES, -1.0), _mirrored(_HALF_KRONROD), 
 _TOLERANCE = 1e-12  # summed disagreement of the two rules, relative to the integral of the absolute value
 _ROUNDS = 120
 _MOST_PANELS = 100_000
+_NOISE = 1e-9  # disagreement of the rules, relative to a panel's integral, that may be rounding
 _FALLEN = 60.0  # e^-60 is below rounding
 _REACH = torch.cat([torch.arange(0.0, 13.0, 2.0), 12 * 2.0 ** torch.arange(1.0, 15.0)]).to(torch.float64)
 
@@ -64,7 +65,7 @@ Integrand = Callable[[Tensor], tuple[Tensor, Tensor]]  # points (m,) -> (log siz
 
 @dataclass
 class Panels:
-    """Panels [a, b] with the two rules' integrals, all (m,), each relative to exp(log_scale)."""
+    """Panels [a, b] with the two rules' integrals over exp(log_scale), all (m,); settled ones rest."""
 
     a: Tensor
     b: Tensor
@@ -72,6 +73,8 @@ class Panels:
     kronrod: Tensor
     gauss: Tensor
     absolute: Tensor
+    rounding: Tensor
+    settled: Tensor
 
     @classmethod
     def evaluate(cls, integrand: Integrand, a: Tensor, b: Tensor) -> Panels:
@@ -88,14 +91,12 @@ class Panels:
         values = torch.where(
             log_size == -torch.inf, 0.0, values
         )  # nothing times an infinite factor is nothing
+        absolute = half * (values.abs() @ KRONROD)
+        middle = (a + b) / 2
         return cls(
-            a,
-            b,
-            log_scale,
-            half * (values @ KRONROD),
-            half * (values @ GAUSS),
-            half * (values.abs() @ KRONROD),
-        )
+            a, b, log_scale, half * (values @ KRONROD), half * (values @ GAUSS), absolute,
+            rounding=absolute * (1e-14 + 2**-50 * log_scale.abs()), settled=(middle <= a) | (middle >= b),
+        )  # fmt: skip
 
     def __getitem__(self, rows: Tensor) -> Panels:
         return Panels(*(t[rows] for t in vars(self).values()))
@@ -104,6 +105,10 @@ class Panels:
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Panels(*(torch.cat(pair) for pair in pairs))
 
+    @property
+    def error(self) -> Tensor:
+        return (self.kronrod - self.gauss).abs()
+
     def relative(self) -> tuple[float, Tensor]:
         """The largest log scale and exp(log_scale - it)."""
         peak = float(torch.where(self.absolute > 0, self.log_scale, -torch.inf).max())
@@ -111,27 +116,32 @@ class Panels:
             self.log_scale
         )
 
+    def halved(self, integrand: Integrand) -> Panels:
+        """Both halves of every panel, settled where the rules all but agree and halving does not help."""
+        middle = (self.a + self.b) / 2
+        halves = Panels.evaluate(integrand, torch.cat([self.a, middle]), torch.cat([middle, self.b]))
+        errors = (halves.error * (halves.log_scale - self.log_scale.repeat(2)).exp()).reshape(2, -1).sum(0)
+        noise = (self.error <= _NOISE * self.absolute) & (errors >= 0.3 * self.error)
+        halves.settled |= noise.repeat(2)
+        return halves
+
 
 def panels_of(integrand: Integrand, edges: Tensor, smallest: float = 0.0) -> Panels:
     """Panels between sorted edges, halved until the two rules agree, or differ by less than `smallest`."""
     panels = Panels.evaluate(integrand, edges[:-1], edges[1:])
     for _ in range(_ROUNDS):
         peak, relative = panels.relative()
-        error = (panels.kronrod - panels.gauss).abs() * relative
-        size = panels.absolute * relative
-        rounding = 1e-14 * size
-        middle = (panels.a + panels.b) / 2
-        splits = (middle > panels.a) & (middle < panels.b) & (error > rounding)
-        splits &= error > _TOLERANCE * size.sum() / len(size) + smallest * math.exp(min(-peak, 700.0))
+        allowed = _TOLERANCE * (panels.absolute * relative).sum() / len(relative) + smallest * math.exp(
+            min(-peak, 700.0)
+        )
+        splits = (panels.error * relative > allowed) & (panels.error > panels.rounding) & ~panels.settled
         if not bool(splits.any()):
             break
-        if len(size) > _MOST_PANELS:
+        if len(relative) > _MOST_PANELS:
             raise NoClosedForm(
                 "a quadrature did not settle within 100 000 panels; the integrand is too rough"
             )
-        old, keep = panels[splits], panels[~splits]
-        a, b, m = old.a, old.b, middle[splits]
-        panels = keep.joined(Panels.evaluate(integrand, torch.cat([a, m]), torch.cat([m, b])))
+        panels = panels[~splits].joined(panels[splits].halved(integrand))
     return panels
 
 
@@ -181,19 +191,31 @@ class Line:
 
     def expect(self, function: Callable[[Tensor], Tensor], points: tuple[float, ...] = ()) -> float:
         """E function(X); `points` are places where the function is singular or jumps, if known."""
-        return self.integrate(lambda x: (self.log_density(x) - self.log_normalizer, function(x)), points)
+        return self.integrate(
+            lambda x: (self.log_density(x), function(x)), points, log_unit=self.log_normalizer
+        )
 
-    def integrate(self, integrand: Integrand, points: tuple[float, ...] = (), smallest: float = 0.0) -> float:
-        """The integral over R; infinite when the integrand does not fall off. `smallest`: see `panels_of`."""
+    def integrate(
+        self,
+        integrand: Integrand,
+        points: tuple[float, ...] = (),
+        smallest: float = 0.0,
+        log_unit: float = 0.0,
+    ) -> float:
+        """The integral over R in units of exp(log_unit); infinite when the integrand does not fall off.
+
+        `smallest`: see `panels_of`.
+        """
         if escapes(integrand, self.edges):
             return math.inf
         extra = torch.tensor(points, dtype=torch.float64)
         panels = panels_of(integrand, torch.cat([self.edges, extra]).unique(), smallest)
         peak, relative = panels.relative()
-        return float((panels.kronrod * relative).sum()) * math.exp(peak) if math.isfinite(peak) else 0.0
+        total = float((panels.kronrod * relative).sum())
+        return total * math.exp(peak - log_unit) if math.isfinite(peak) else 0.0
 
     def cdf(self, x: Tensor) -> Tensor:
-        """P(X <= x): (m,) -> (m,)."""
+        """P(X <= x): (m,) -> (m,), to 1e-14; relative accuracy is lost in tails lighter than about 1e-10."""
         index = (torch.searchsorted(self.panels.a, x.contiguous(), right=True) - 1).clamp(
             0, len(self.panels.a) - 1
         )
@@ -219,9 +241,12 @@ class Line:
         active = torch.arange(len(u))
         for _ in range(60):
             y, a, b = x[active], low[active], high[active]
-            excess = self._partial(start[active], y) - target[active]
-            a, b = torch.where(excess <= 0, y, a), torch.where(excess > 0, y, b)
-            step = y - excess / (self.log_density(y) - self.log_normalizer).exp()
+            mass, wanted = self._partial(start[active], y), target[active]
+            a, b = torch.where(mass <= wanted, y, a), torch.where(mass > wanted, y, b)
+            density = (self.log_density(y) - self.log_normalizer).exp()
+            step = (
+                y + (wanted / mass).log() * mass / density
+            )  # Newton on log mass, which is concave in most tails
             moved = torch.where((step > a) & (step < b), step, (a + b) / 2)
             x[active], low[active], high[active] = moved, a, b
             active = active[(moved - y).abs() > 1e-15 * (1 + y.abs())]

@@ -22,8 +22,8 @@ class GaussianMixture(Law):
     """sum_i w_i N(mean_i, covariance_i) on R^d.
 
     noised(a, h) = sum_i w_i N(a mean_i, a^2 Sigma_i + h I) shares the eigenvectors. A quadratic reward tilts
-    it to the mixture of the tilted components with weights w_i C_i / sum_j w_j C_j, C_i = E_i exp(r / temperature)
-    (derived). Covariances that are all the same make score and score_jvp cheaper by about the dimension.
+    it to the mixture of the tilted components, weights w_i E_i exp(r / temperature) over their sum (derived).
+    Covariances that are all the same make score and score_jvp cheaper by about the dimension.
     Shapes: weights (k,), means (k, d) or (k,) meaning d = 1; covariances a scalar, one variance a component
     (k,), diagonals (k, d), or matrices (k, d, d).
     Raises: BadInput for wrong shapes, weights that are not positive or do not sum to 1 (1e-9; 1e-5 when

@@ -17,7 +17,6 @@ from torch import Tensor
 from sdecontrol.laws.parameters import Coefficients
 from sdecontrol.laws.spectrum import Spectrum
 
-
 _WIDE = 48
 
 
@@ -149,5 +148,7 @@ def form_of(log_weights: Tensor, means: Tensor, spectrum: Spectrum, shared: bool
     """The cheapest form; `shared` says that the k covariances are one and the same."""
     if shared:
         return Shared(log_weights, means, spectrum)
-    wide = spectrum.diagonal and means.shape[1] >= _WIDE  # in fewer dimensions the matrix product is the faster
+    wide = (
+        spectrum.diagonal and means.shape[1] >= _WIDE
+    )  # in fewer dimensions the matrix product is the faster
     return (SeparateDiagonal if wide else Separate)(log_weights, means, spectrum)

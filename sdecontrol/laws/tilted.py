@@ -94,9 +94,10 @@ class TiltedLaw(Law):
     def score(self, x: Tensor) -> Tensor:
         """base score + grad log_weight, the latter by automatic differentiation."""
         self._check_points(x)
+        differentiable = torch.is_grad_enabled() and x.requires_grad
         with torch.enable_grad():
-            y = x.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.log_weight(y).sum(), y)
+            y = x if x.requires_grad else x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.log_weight(y).sum(), y, create_graph=differentiable)
         return self.base.score(x) + slope
 
     def score_jvp(self, x: Tensor, c: Tensor) -> Tensor:

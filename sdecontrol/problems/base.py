@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sdecontrol.errors import BadInput, check
+from sdecontrol.errors import BadInput, NoClosedForm, check
 from sdecontrol.exact.continuum import continuum
 from sdecontrol.exact.continuum_base import ContinuumExact
 from sdecontrol.processes import Process
 from sdecontrol.rewards import Quadratic, Reward
 
 if TYPE_CHECKING:
-    from sdecontrol.exact.chain import ChainExact
+    from sdecontrol.exact.chain_base import ChainAnswers
     from sdecontrol.kernels import Kernel
     from sdecontrol.time import TimeGrid
 
@@ -53,7 +54,8 @@ class Problem:
             _check_callable("running_reward", running_reward)
             _check_dimension("running_reward", running_reward, process)
             _check_answer("running_reward", running_reward, lambda: self.running_rate(0.0, probe))
-        self.exact.check_existence()
+        with suppress(NoClosedForm):
+            self.exact.check_existence()
 
     def __repr__(self) -> str:
         title = f" {self.name!r}" if self.name else ""
@@ -84,11 +86,11 @@ class Discretised:
     grid: TimeGrid
 
     @cached_property
-    def exact(self) -> ChainExact:
+    def exact(self) -> ChainAnswers:
         """The exact answers about the chain."""
-        from sdecontrol.exact.chain import ChainExact
+        from sdecontrol.exact.chain import exact_chain
 
-        return ChainExact(self.problem, self.kernel, self.grid)
+        return exact_chain(self.problem, self.kernel, self.grid)
 
 
 def _temperature(value: Any) -> float:

@@ -52,7 +52,8 @@ def _terminal_states(problem: Problem, n: int, seed: int) -> tuple[np.ndarray, n
 
 
 def _density(law: Law, points: np.ndarray) -> np.ndarray:
-    return np.exp(law.log_prob(torch.from_numpy(points)).numpy())
+    """Density at points (n, d), a few hundred at a time: where it is a quadrature, more would not fit the cache."""
+    return torch.cat([law.log_prob(x) for x in torch.from_numpy(points).split(256)]).exp().numpy()
 
 
 def _line(problem: Problem, folder: Path, seed: int) -> str:
@@ -78,7 +79,7 @@ def _plane(problem: Problem, folder: Path, seed: int) -> str:
     free, states = _terminal_states(problem, PATHS // 10, seed)
     low, high = np.quantile(np.concatenate([free, states]), [2e-3, 1 - 2e-3], axis=0)
     margin = 0.15 * (high - low)
-    xs, ys = (np.linspace(low[i] - margin[i], high[i] + margin[i], 120) for i in (0, 1))
+    xs, ys = (np.linspace(low[i] - margin[i], high[i] + margin[i], 72) for i in (0, 1))
     points = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2)
     with canvas(1, 1, size=(4.2, 3.6)) as (figure, (ax,)):
         ax.plot(*states.T, ".", color=SAMPLES, ms=1.5, alpha=0.6)

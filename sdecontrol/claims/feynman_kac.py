@@ -1,0 +1,215 @@
+"""Eqs. (3.24) and (3.27): the value is a log expectation under the reference, the best control its gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.posterior import score
+from sdecontrol.claims.quadrature import Array
+from sdecontrol.claims.workbench import Workbench, no_running_reward
+from sdecontrol.estimate import Estimate
+from sdecontrol.evaluate import total_reward
+from sdecontrol.simulate import simulate
+
+POINTS = 8
+LINEAR = (-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12)  # fourth-order first derivative
+
+VALUE = Claim(
+    "eq-3.24",
+    "The value is a log expectation under the reference: e^{v/temperature} = E[e^{r(Y_T)/temperature} | Y_t]",
+    "Tang 2403.06279, (3.24)",
+    r"e^{v(t,y)/\alpha} = E_Q[e^{r(Y_T)/\alpha} | Y_t = y]; for an exact score Y_T | Y_t is clean given noisy.",
+)
+
+CONTROL = Claim(
+    "eq-3.27",
+    "The best control is the gradient of that log expectation",
+    "Tang 2403.06279, (3.27); the difference of scores: derived",
+    r"u^*(t,y) = \sigma(t) \nabla_y \log E_Q[e^{r(Y_T)/\alpha} | Y_t = y] = \sigma(t) [\nabla \log p^r_s - \nabla \log p_s](y).",
+)
+
+
+@VALUE.check(EXACT)
+def value_by_quadrature(case: Case) -> None:
+    """v against the trapezoidal rule over the posterior of Y_T given Y_t, at points half as far out again as the process."""
+    no_running_reward(case)
+    bench, latent, rng = Workbench.of(case), Workbench.of(case).latent, case.rng
+    for t in bench.times[:-1]:
+        x = latent.draw(t, POINTS, rng, widen=1.5)
+        clean = latent.clean(t)
+        growth = clean.log_growth(latent.rho, latent.encode(t, x))
+        value = case.answers.value(t, x).numpy() / bench.temperature
+        size = max(1.0, float(np.abs(value).max()), float(np.abs(clean.mean(latent.rho, latent.encode(t, x))).max()))
+        error = rounding(size, condition=_condition(bench), operations=100 * latent.dim)
+        case.zero(
+            f"t = {t:.3g}: v/temperature - log E e^r/temperature",
+            float(np.abs(value - growth).max()),
+            error,
+            scale=size,
+        )
+
+
+@VALUE.check(EXACT)
+def value_by_riccati(case: Case) -> None:
+    """v against the Riccati equations of affine dynamics."""
+    no_running_reward(case)
+    bench, latent, rng = Workbench.of(case), Workbench.of(case).latent, case.rng
+    riccati = bench.riccati
+    worst, error, size = 0.0, 0.0, 1.0
+    for t, fine, coarse in zip(bench.times, riccati.fine, riccati.coarse):
+        x = bench.points(t, POINTS, rng)
+        z = latent.encode(t, x)
+        value = case.answers.value(t, x).numpy() / bench.temperature
+        worst = max(worst, float(np.abs(value - fine(z)).max()))
+        size = max(size, float(np.abs(value).max()))
+        error = max(error, float(np.abs(coarse(z) - fine(z)).max()))
+    error += rounding(size, condition=10.0, operations=100 * latent.dim)
+    case.zero("v/temperature - Riccati solution, at all times", worst, error, scale=size)
+
+
+@VALUE.check(MONTE_CARLO)
+def value_by_paths(case: Case) -> None:
+    """E[e^{r/temperature} dQ/dQ^u | Y_t = y] by paths from y under u*, against v of the chain (affine) or as steps vanish.
+
+    Any u gives this mean; near the optimum it has hardly any variance.
+    """
+    no_running_reward(case)
+    bench, latent = Workbench.of(case), Workbench.of(case).latent
+    fractions = (0.5,) if case.quick else (0.0, 0.5)
+    affine = bench.affine
+    bench.check_chain()
+    for fraction in fractions:
+        t = fraction * bench.horizon
+        x = latent.draw(t, 1, case.rng)
+        log_weights = [_log_weights(case, t, x, fine) for fine in ([False] if affine else [False, True])]
+        if affine:
+            chain = case.problem.discretise(case.problem.process.default_kernel, bench.clock(bench.steps, t)).exact
+            log_value, bias = float(chain.value(t, x)) / bench.temperature, 0.0
+            weight = Estimate.mean(torch.exp(log_weights[0] - log_value))
+        else:
+            log_value = float(case.answers.value(t, x)) / bench.temperature
+            weight, bias = bench.extrapolate(*(torch.exp(w - log_value) for w in log_weights))
+        name = "v of the chain" if affine else "v, as the steps vanish"
+        case.sample(f"t = {t:.3g}: E e^(r/temperature) over e^({name}/temperature)", weight, 1.0, bias=bias)
+
+
+@VALUE.check(MONTE_CARLO)
+def value_by_posterior_draws(case: Case) -> None:
+    """E e^{(r(Y_T) - v)/temperature} over draws of Y_T given Y_t = y by the second route: no time steps."""
+    no_running_reward(case)
+    bench, latent = Workbench.of(case), Workbench.of(case).latent
+    t, z, draws = _posterior_draws(case)
+    weight = np.exp(latent.rho(draws) - float(case.answers.value(t, latent.lift(t, z))) / bench.temperature)
+    case.sample(f"t = {t:.3g}: E e^((r(Y_T) - v)/temperature)", Estimate.mean(weight), 1.0)
+
+
+@CONTROL.check(EXACT)
+def control_by_differences(case: Case) -> None:
+    """u* along random directions against differences of the log expectation by quadrature."""
+    no_running_reward(case)
+    bench, latent, rng = Workbench.of(case), Workbench.of(case).latent, case.rng
+    worst, error = 0.0, 0.0
+    for t in bench.times[:-1]:
+        z = latent.encode(t, latent.draw(t, 4, rng, widen=1.5))
+        sigma, clean = bench.process.amplitude(t), latent.clean(t)
+        u = case.answers.control(t, latent.lift(t, z)).numpy() @ latent.frame.basis
+        scale = max(1e-300, float(np.abs(u).max()))
+        direction = rng.normal(size=latent.dim)
+        direction /= np.linalg.norm(direction)
+        slopes = []
+        for step in (1e-2 * bench.narrowest(t), 2e-2 * bench.narrowest(t)):
+            slopes.append(
+                sigma * sum(w / step * clean.log_growth(latent.rho, z + k * step * direction) for k, w in LINEAR)
+            )
+        noise = (
+            rounding(clean.mean(latent.rho, z).max(), 1.0, operations=100 * latent.dim)
+            * sigma
+            / (1e-2 * bench.narrowest(t))
+        )
+        worst = max(worst, float(np.abs(u @ direction - slopes[0]).max()) / scale)
+        error = max(error, (float(np.abs(slopes[0] - slopes[1]).max()) + noise) / scale)
+    case.zero("u* - amplitude times difference of log E, relative", worst, error)
+
+
+@CONTROL.check(EXACT)
+def control_by_scores(case: Case) -> None:
+    """u* = amplitude (score of the noised tilt of the data - score of the noised data), scores by the second route."""
+    no_running_reward(case)
+    bench, latent, rng = Workbench.of(case), Workbench.of(case).latent, case.rng
+    tilted = latent.known_data.tilt(latent.rho).law
+    for t in bench.times[:-1]:
+        z = latent.encode(t, latent.draw(t, POINTS, rng, widen=1.5))
+        before, after = (score(latent.noised(law, t), z) for law in (latent.known_data, tilted))
+        sigma = bench.process.amplitude(t)
+        u = case.answers.control(t, latent.lift(t, z)).numpy() @ latent.frame.basis
+        size = sigma * max(float(np.abs(before).max()), float(np.abs(after).max()))
+        error = rounding(size, condition=_condition(bench), operations=100 * latent.dim)
+        gap = float(np.abs(u - sigma * (after - before)).max())
+        case.zero(f"t = {t:.3g}: u* - difference of scores", gap, error, scale=max(float(np.abs(u).max()), 1e-300))
+
+
+@CONTROL.check(EXACT)
+def control_in_the_span(case: Case) -> None:
+    """On a subspace: u* has no component off the span, and does not see that of the state."""
+    no_running_reward(case)
+    bench, latent = Workbench.of(case), Workbench.of(case).latent
+    if latent.codimension == 0:
+        raise NotApplicable("the data fill the space")
+    t = bench.horizon / 2
+    x = latent.draw(t, POINTS, case.rng)
+    u, basis = case.answers.control(t, x).numpy(), latent.frame.basis
+    size = float(np.abs(u).max())
+    error = rounding(size, operations=100 * bench.process.dim)
+    case.zero("component of u* off the span", float(np.abs(u - u @ basis @ basis.T).max()), error, scale=size)
+    projected = case.answers.control(t, latent.lift(t, latent.encode(t, x))).numpy()
+    error = rounding(size, float(x.abs().max()), operations=100 * bench.process.dim)
+    case.zero("change of u* when the state is projected", float(np.abs(u - projected).max()), error, scale=size)
+
+
+@CONTROL.check(MONTE_CARLO)
+def control_by_posterior_draws(case: Case) -> None:
+    """Tweedie: grad log E[e^rho | y] = (a/h) (E[e^rho X]/E[e^rho] - E X), over draws of X = Y_T given Y_t = y."""
+    no_running_reward(case)
+    bench, latent = Workbench.of(case), Workbench.of(case).latent
+    t, z, draws = _posterior_draws(case)
+    x = latent.lift(t, z)
+    a, h = latent.level(t)
+    u = case.answers.control(t, x).numpy() @ latent.frame.basis
+    direction = u[0] / max(float(np.linalg.norm(u[0])), 1e-300)
+    weight = np.exp(latent.rho(draws) - float(case.answers.value(t, x)) / bench.temperature)
+    centred = (draws - draws.mean(0)) @ direction
+    samples = bench.process.amplitude(t) * a / h * (weight - 1) * centred  # the 1 takes away variance, not mean
+    case.sample(f"t = {t:.3g}: |u*| from weighted draws", Estimate.mean(samples), float(np.linalg.norm(u[0])))
+
+
+def _posterior_draws(case: Case) -> tuple[float, Array, Array]:
+    """A time, one latent point (1, d) there, and draws of Y_T given it, where e^{2 r/temperature} has a mean."""
+    bench, latent, rng = Workbench.of(case), Workbench.of(case).latent, case.rng
+    t = 0.5 * bench.horizon
+    clean = latent.clean(t)
+    z = latent.encode(t, latent.draw(t, 1, rng))
+    square = clean.log_growth(latent.rho.times(2.0), z) - 2 * clean.log_growth(
+        latent.rho, z
+    )  # NotApplicable if infinite
+    if square[0] > np.log(20.0):
+        raise NotApplicable(
+            f"e^(r/temperature) spreads too widely given Y_t for a plain mean: E w^2 = {np.exp(square[0]):.3g}"
+        )
+    return t, z, clean.draw(np.repeat(z, bench.draws, axis=0), rng)
+
+
+def _log_weights(case: Case, t: float, x: torch.Tensor, fine: bool) -> torch.Tensor:
+    """r/temperature - log dQ^u/dQ of paths from x (1, D) at t under u*."""
+    bench = Workbench.of(case)
+    n = bench.paths
+    path = simulate(
+        case.problem.process, case.answers.control, x.expand(n, -1).contiguous(), grid=bench.clock(bench.steps * (1 + fine), t),
+        n=n, noise=bench.noise_on(bench.clock(2 * bench.steps, t), fine), keep="ends",
+    )  # fmt: skip
+    return total_reward(case.problem, path) / bench.temperature - path.weights.martingale - path.weights.energy
+
+
+def _condition(bench: Workbench) -> float:
+    return max(10.0, *(float(np.linalg.cond(c.covariance)) for c in bench.latent.known_data.clouds))

@@ -1,0 +1,188 @@
+"""Prop. 3.5: the value solves the Hamilton-Jacobi-Bellman equation, and its gradient is the best feedback."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdecontrol.claims.base import DISCRETE, EPS, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.pairs import THETA
+from sdecontrol.claims.workbench import Workbench, no_running_reward
+from sdecontrol.controls import require_control
+from sdecontrol.moments import moments
+
+STENCIL = ((-2, 1 / 12, -1 / 12), (-1, -8 / 12, 16 / 12), (1, 8 / 12, 16 / 12), (2, -1 / 12, -1 / 12))
+CENTRE = -30 / 12  # of the second difference, which is of fourth order as the first
+POINTS = 6
+
+CLAIM = Claim(
+    "prop-3.5",
+    "The value solves the HJB equation and u* = amplitude grad v / temperature is the best control",
+    "Tang 2403.06279, Prop. 3.5, (3.17)-(3.19); gap identity: derived",
+    r"""\partial_t v + b \cdot \nabla v + \frac{\sigma^2}{2} \Delta v + \frac{\sigma^2}{2 \alpha} |\nabla v|^2 = 0,
+v(T, \cdot) = r, and u^* = \frac{\sigma}{\alpha} \nabla v attains
+v(t, y) = \sup_u E[r(Y_T) - \frac{\alpha}{2} \int_t^T |u|^2 | Y_t = y].""",
+)
+
+
+class Slopes(NamedTuple):
+    """Derivatives of the library's value at n points by fourth-order central differences."""
+
+    in_time: Tensor  # (n,)
+    gradient: Tensor  # (n, D)
+    laplacian: Tensor  # (n,)
+
+    @classmethod
+    def of(cls, case: Case, t: float, x: Tensor, dt: float, dx: float) -> Slopes:
+        value = case.answers.value
+        n, d = x.shape
+        steps = dx * torch.eye(d, dtype=x.dtype)
+        in_time, gradient = torch.zeros(n, dtype=x.dtype), torch.zeros(n, d, dtype=x.dtype)
+        second = CENTRE * d * value(t, x)
+        for k, first, bend in STENCIL:
+            moved = value(t, (x[:, None] + k * steps).reshape(n * d, d)).view(n, d)
+            in_time += first / dt * value(t + k * dt, x)
+            gradient += first / dx * moved
+            second = second + bend * moved.sum(1)
+        return cls(in_time, gradient, second / dx**2)
+
+    def terms(self, sigma: float, alpha: float, drift: Tensor) -> Tensor:
+        """The four terms of (3.18): (4, n)."""
+        along = (drift * self.gradient).sum(1)
+        square = self.gradient.square().sum(1)
+        return torch.stack([self.in_time, along, sigma**2 / 2 * self.laplacian, sigma**2 / (2 * alpha) * square])
+
+
+@CLAIM.check(EXACT)
+def hamilton_jacobi_bellman(case: Case) -> None:
+    """The residual of (3.18), relative to its largest term, and u* against the differences of v, at four times.
+
+    The error is what twice the step changes (16 times that of the step itself), plus the rounding of the differences.
+    """
+    no_running_reward(case)
+    bench, process, alpha, rng = Workbench.of(case), case.problem.process, case.problem.temperature, case.rng
+    residual, error, slope, slope_error = 0.0, 0.0, 0.0, 0.0
+    for fraction in (0.1, 0.4, 0.7, 0.9)[:: 2 if case.quick else 1]:
+        t = fraction * process.horizon
+        x = bench.points(t, POINTS, rng)
+        dt, dx = 1e-3 * (process.horizon - t), 1e-2 * bench.narrowest(t)
+        sigma, drift = process.amplitude(t), process.state(t, x).drift
+        found = [Slopes.of(case, t, x, factor * dt, factor * dx) for factor in (1, 2)]
+        fine, coarse = (v.terms(sigma, alpha, drift) for v in found)
+        size = float(fine.abs().max()) or 1.0
+        unit = 64 * EPS * float(case.answers.value(t, x).abs().max())
+        noise = unit * (1 / dt + sigma**2 * x.shape[1] / dx**2 + float(drift.abs().sum(1).max()) / dx)
+        residual = max(residual, float(fine.sum(0).abs().max()) / size)
+        error = max(error, (float((fine - coarse).sum(0).abs().max()) + noise) / size)
+        u, pulls = case.answers.control(t, x), [sigma / alpha * v.gradient for v in found]
+        scale = max(float(u.abs().max()), float(pulls[0].abs().max())) or 1.0
+        slope = max(slope, float((u - pulls[0]).abs().max()) / scale)
+        changed = float((pulls[0] - pulls[1]).abs().max())
+        slope_error = max(slope_error, (changed + unit * sigma / alpha / dx) / scale)
+    case.zero("residual of (3.18) over its largest term", residual, error)
+    case.zero("u* - amplitude grad v / temperature, relative", slope, slope_error)
+
+
+@CLAIM.check(EXACT)
+def terminal_condition(case: Case) -> None:
+    """v(T, .) = r."""
+    no_running_reward(case)
+    horizon = case.problem.process.horizon
+    x = Workbench.of(case).points(horizon, 32, case.rng)
+    reward = case.problem.reward(x).double()
+    size = float(reward.abs().max())
+    worst = float((case.answers.value(horizon, x) - reward).abs().max())
+    case.zero("v(T, .) - r", worst, rounding(size), scale=size)
+
+
+@CLAIM.check(EXACT)
+def no_other_control(case: Case) -> None:
+    """log C - J/temperature = KL(nu||nu*) + E int |u - u*|^2 / 2 >= 0 for other (u, nu), by the moment equations."""
+    no_running_reward(case)
+    bench, log_c = Workbench.of(case), float(case.answers.log_normalizer)
+    best = bench.objective("optimum")
+    case.identity("J(u*, nu*) / temperature = log C", best.value, log_c, best.error)
+    titles = {"weak": f"{THETA} u*", "turned": "u* turned", "untilted": "u* from p_noise"}
+    titles |= {name: f"{name} control" for name in bench.tests}
+    for name, title in titles.items():
+        if name not in bench.flow.members:  # a quick run has fewer
+            continue
+        found, apart = bench.objective(name), bench.apart(name)
+        start = bench.start_kl(name)
+        error = found.error + apart.error
+        case.identity(f"{title}: log C - J/temperature", log_c - found.value, start + apart.value, error)
+        case.bound(f"{title}: J <= temperature log C, over it", found.value, log_c, found.error)
+
+
+@CLAIM.check(DISCRETE)
+def no_other_chain(case: Case) -> None:
+    """On the chain: its best mean shift reaches its objective, and u*, weakened, and affine controls stay below."""
+    no_running_reward(case)
+    bench, process, alpha = Workbench.of(case), case.problem.process, case.problem.temperature
+    grid, kernel = bench.grid(), process.default_kernel
+    exact = case.problem.discretise(kernel, grid).exact
+    exact.control  # noqa: B018  raises NoClosedForm
+    test = bench.tests["affine 1"]
+    pairs = {
+        "best mean shift": (exact.control, exact.initial),
+        "u*": (case.answers.control, case.answers.initial),
+        f"{THETA} u*": (THETA * require_control(case.answers.control), case.answers.initial),
+        "affine": (test.control, test.initial),
+    }
+    for name, (control, initial) in pairs.items():
+        found = moments(process, kernel, grid, initial, control)
+        reward = bench.whole_reward_mean(found.means[-1].numpy(), found.covariances[-1].numpy())
+        objective = reward - found.kl
+        error = rounding(reward, found.kl, exact.objective / alpha, condition=10.0, operations=100 * process.dim)
+        if name == "best mean shift":
+            case.identity(f"{name}: J of the chain / temperature", objective, exact.objective / alpha, error)
+        else:
+            case.bound(
+                f"{name}: J of the chain <= that of the best mean shift", objective, exact.objective / alpha, error
+            )
+
+
+@CLAIM.check(MONTE_CARLO)
+def simulated_objective(case: Case) -> None:
+    """The simulated objective of u* against the exact one of the same chain; the reversed control loses."""
+    no_running_reward(case)
+    bench = Workbench.of(case)
+    exact = moments(
+        case.problem.process, case.problem.process.default_kernel, bench.grid(), *reversed(bench.pair("optimum"))
+    )
+    truth = bench.whole_reward_mean(exact.means[-1].numpy(), exact.covariances[-1].numpy()) - float(exact.energy.sum())
+    profit = bench.profit("optimum")
+    case.sample("E[r/temperature - energy] under u*", bench.mean(profit), truth, scale=1.0, note="scale: one nat")
+
+
+@CLAIM.check(MONTE_CARLO)
+def weaker_control(case: Case) -> None:
+    """Where no exact chain is known: J(u*) - J(theta u*) = (1 - theta)^2 / theta^2 times the energy of theta u*.
+
+    Paired paths on two nested grids, extrapolated to vanishing steps.
+    """
+    no_running_reward(case)
+    bench = Workbench.of(case)
+    if bench.affine:
+        raise NotApplicable("affine problems are settled by the exact chain")
+    bench.check_grids()
+    share, excess, lost = ((1 - THETA) / THETA) ** 2, [], 0.0
+    for fine in (False, True):
+        path = bench.path("weak", fine)
+        expected = torch.exp(bench.log_start(path)) * share * path.weights.energy
+        lost = float(expected.mean())
+        excess.append(bench.profit("optimum", fine) - bench.profit("weak", fine) - expected)
+    estimate, bias = bench.extrapolate(*excess)
+    title = f"J(u*) - J({THETA} u*) - E int |u* - u|^2 / 2, over the temperature"
+    case.sample(title, estimate, 0.0, bias=bias, scale=lost)
+
+
+@CLAIM.check(MONTE_CARLO)
+def reversed_control(case: Case) -> None:
+    """Paired paths: the control of the wrong sign loses against u*."""
+    no_running_reward(case)
+    bench = Workbench.of(case)
+    gap = bench.mean(bench.profit("reversed") - bench.profit("optimum"))
+    case.sample_bound("J(-u*) - J(u*) <= 0, over the temperature", gap, 0.0)
