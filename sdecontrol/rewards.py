@@ -108,7 +108,7 @@ class Quadratic(Reward):
                 f"E exp(reward/temperature) is infinite: I + S^1/2 K S^1/2 / temperature has an eigenvalue "
                 f"{smallest:.6g}; wanted a positive matrix. Raise the temperature or lower the positive curvature of the reward.",
                 smallest,
-                temperature,
+                float(torch.linalg.eigvalsh(k)[0]) / (smallest - 1),
             )
         slope = (g - mean @ k) / temperature  # gradient of r/temperature at the mean
         scaled = slope @ root

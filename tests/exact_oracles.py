@@ -1,6 +1,8 @@
-"""Routes to the optimum that share no formula with the library: quadrature on the line, ordinary differential equations.
+"""Routes to the optimum that share no formula with the library: quadrature on the line, ordinary differential
+equations.
 
-Only the definitions enter: X_s | X_0 = x ~ N(a x, h), the score of the noised data law, v = temperature log E e^{r/temperature}.
+Only the definitions enter: X_s | X_0 = x ~ N(a x, h), the score of the noised data law, v = temperature log E
+e^{r/temperature}.
 """
 
 from __future__ import annotations
@@ -85,7 +87,9 @@ class Line:
 
 
 def riccati(drift, amplitude, curvature, linear, constant, temperature, horizon=1.0):
-    """t -> (K, g, c): v = c + g.x - x'Kx/2 for dY = (A Y + b) dt + amplitude dB, no running reward; backwards from T."""
+    """t -> (K, g, c): v = c + g.x - x'Kx/2 for dY = (A Y + b) dt + amplitude dB, no running reward; backwards
+    from T.
+    """
     d = len(linear)
 
     def rate(t, z):
@@ -108,7 +112,9 @@ def riccati(drift, amplitude, curvature, linear, constant, temperature, horizon=
 
 
 def moments(drift, control, amplitude, mean, covariance, horizon=1.0):
-    """Mean and covariance at T and the energy E int |u|^2/2 of dY = (A Y + b + amplitude u) dt + amplitude dB, u = B y + c."""
+    """Mean and covariance at T and the energy E int |u|^2/2 of dY = (A Y + b + amplitude u) dt + amplitude
+    dB, u = B y + c.
+    """
     d = len(mean)
 
     def rate(t, z):
@@ -132,7 +138,9 @@ def gaussian_kl(m1, s1, m2, s2):
 
 
 def hjb_residual(problem, x, times=(0.15, 0.6, 0.85), step=2e-3):
-    """Relative residual of v_t + b.grad v + g^2 lap v / 2 + g^2 |grad v|^2 / (2 temperature) = 0, differences of order 4."""
+    """Relative residual of v_t + b.grad v + g^2 lap v / 2 + g^2 |grad v|^2 / (2 temperature) = 0, differences
+    of order 4.
+    """
     v, worst = problem.exact.value, 0.0
     weights = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
     second = {-2: -1 / 12, -1: 4 / 3, 0: -5 / 2, 1: 4 / 3, 2: -1 / 12}
@@ -147,8 +155,14 @@ def hjb_residual(problem, x, times=(0.15, 0.6, 0.85), step=2e-3):
             gradient.append(sum(w * v(t, x + j * e) for j, w in weights.items()) / (5 * step))
             laplacian = laplacian + sum(w * v(t, x + j * e) for j, w in second.items()) / (5 * step) ** 2
         slope = torch.stack(gradient, 1)
-        assert torch.allclose(problem.exact.control(t, x), slope * g2**0.5 / problem.temperature, rtol=1e-5, atol=1e-6)
-        terms += [(drift * slope).sum(1), g2 * laplacian / 2, g2 * slope.square().sum(1) / (2 * problem.temperature)]
+        assert torch.allclose(
+            problem.exact.control(t, x), slope * g2**0.5 / problem.temperature, rtol=1e-5, atol=1e-6
+        )
+        terms += [
+            (drift * slope).sum(1),
+            g2 * laplacian / 2,
+            g2 * slope.square().sum(1) / (2 * problem.temperature),
+        ]
         size = torch.stack([term.abs() for term in terms]).sum(0)
         worst = max(worst, float((sum(terms).abs() / size.clamp(min=1e-3)).max()))
     return worst

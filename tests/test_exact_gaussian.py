@@ -1,4 +1,6 @@
-"""Gaussian data, quadratic rewards: the closed forms against quadrature (1-D) and differential equations (10-D)."""
+"""Gaussian data, quadratic rewards: the closed forms against quadrature (1-D) and differential equations
+(10-D).
+"""
 
 import math
 
@@ -91,7 +93,9 @@ def test_ten_dimensions_against_differential_equations(schedule, initial, temper
 
     biased, bias_spread, biased_energy = moments(drift, control, amplitude, m0, s0)
     assert np.allclose(exact.untilted_terminal.mean, biased, rtol=1e-8, atol=1e-8 * np.abs(biased).max())
-    assert np.allclose(exact.untilted_terminal.covariance, bias_spread, rtol=1e-8, atol=1e-8 * np.abs(bias_spread).max())
+    assert np.allclose(
+        exact.untilted_terminal.covariance, bias_spread, rtol=1e-8, atol=1e-8 * np.abs(bias_spread).max()
+    )
     reward = 0.3 + linear @ biased - (biased @ curvature @ biased + np.trace(curvature @ bias_spread)) / 2
     assert exact.objective_untilted == pytest.approx(reward - temperature * biased_energy, rel=1e-7)
 
@@ -102,16 +106,24 @@ def test_ten_dimensions_against_differential_equations(schedule, initial, temper
 
 
 @pytest.mark.parametrize("initial", ["standard", "marginal"])
-@pytest.mark.parametrize(("schedule", "temperature"), [("vp-flat", 0.05), ("vp-flat", 0.7), ("vp", 10.0), ("ve", 0.5)])
+@pytest.mark.parametrize(
+    ("schedule", "temperature"), [("vp-flat", 0.05), ("vp-flat", 0.7), ("vp", 10.0), ("ve", 0.5)]
+)
 def test_one_dimension_against_quadrature(schedule, initial, temperature):
     level, mu, s = SCHEDULES[schedule][1], 0.4, 1.3
     k, g = -0.5 * temperature / s, 0.8
     start = prior(initial, level, np.array([mu]), np.array([[s]]))
-    problem = Problem(ReverseProcess(SCHEDULES[schedule][0], Gaussian(mu, s), initial), Quadratic([g], k), temperature)
+    problem = Problem(
+        ReverseProcess(SCHEDULES[schedule][0], Gaussian(mu, s), initial), Quadratic([g], k), temperature
+    )
     exact = problem.exact
     reach = 12 * math.sqrt(s * 3) + abs(g) * s * 3 / temperature
     x, log_wx = panels(np.linspace(mu - reach, mu + reach, 40))
-    spread = math.sqrt(float(exact.initial.covariance)) * 12 + abs(float(exact.initial.mean)) + 12 * math.sqrt(start[1][0, 0])
+    spread = (
+        math.sqrt(float(exact.initial.covariance)) * 12
+        + abs(float(exact.initial.mean))
+        + 12 * math.sqrt(start[1][0, 0])
+    )
     y, log_wy = panels(np.linspace(-spread, spread, 40))
     line = Line(
         x, log_wx, y, log_wy, log_normal(x, mu, s), log_normal(y, start[0][0], start[1][0, 0]), g * x - k * x * x / 2,
@@ -124,11 +136,15 @@ def test_one_dimension_against_quadrature(schedule, initial, temperature):
         assert getattr(exact, name) == pytest.approx(truth[name], rel=1e-8, abs=1e-9), name
     for law, points, log_p in ((exact.terminal, x, truth["log_ft"]), (exact.initial, y, truth["log_nu"])):
         where = log_p > log_p.max() - 40  # all but 1e-17 of the mass
-        assert np.allclose(law.log_prob(torch.tensor(points[where])[:, None]), log_p[where], rtol=1e-9, atol=1e-8)
+        assert np.allclose(
+            law.log_prob(torch.tensor(points[where])[:, None]), log_p[where], rtol=1e-9, atol=1e-8
+        )
     for t in (0.0, 0.2, 0.4):
         a, h, _ = level(1 - t)
         points = np.linspace(-2, 2, 7)
-        assert np.allclose(exact.value(t, torch.tensor(points)[:, None]), line.value(points, a, h), rtol=1e-9, atol=1e-9)
+        assert np.allclose(
+            exact.value(t, torch.tensor(points)[:, None]), line.value(points, a, h), rtol=1e-9, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("d", [1, 10])
@@ -143,14 +159,23 @@ def test_identities(d, seed):
     # (3.26): the tower rule; (3.16): nu* by tilting; (3.2): p_ft by tilting p_pre; (3.20): the KL of the ends
     growth = exact.growth(1.0)[0]
     assert p_noise.log_expectation(growth, 1.0) == pytest.approx(exact.log_normalizer, rel=1e-10, abs=1e-10)
-    ratio = exact.initial.log_prob(x) - p_noise.log_prob(x) - exact.value(0, x) / temperature + exact.log_normalizer
+    ratio = (
+        exact.initial.log_prob(x)
+        - p_noise.log_prob(x)
+        - exact.value(0, x) / temperature
+        + exact.log_normalizer
+    )
     assert float(ratio.abs().max()) < 1e-10 * (1 + float(exact.initial.log_prob(x).abs().max()))
     tilted = exact.terminal.log_prob(x) - exact.reference.log_prob(x) - problem.reward(x) / temperature
-    assert float((tilted + exact.log_normalizer).abs().max()) < 1e-10 * (1 + float(exact.terminal.log_prob(x).abs().max()))
+    assert float((tilted + exact.log_normalizer).abs().max()) < 1e-10 * (
+        1 + float(exact.terminal.log_prob(x).abs().max())
+    )
     assert float(kl(exact.terminal, exact.reference)) == pytest.approx(exact.path_kl, rel=1e-9)
     assert exact.kl_initial + exact.energy == pytest.approx(exact.path_kl, rel=1e-12)
     gap = exact.optimum - exact.objective_untilted  # theory 9
-    assert gap == pytest.approx(temperature * float(kl(p_noise, exact.initial)), rel=1e-7, abs=1e-10 * abs(exact.optimum))
+    assert gap == pytest.approx(
+        temperature * float(kl(p_noise, exact.initial)), rel=1e-7, abs=1e-10 * abs(exact.optimum)
+    )
     # matched prior: the fine-tuned model is the reverse process of the tilted data law
     if initial == "marginal":
         tilted_data = problem.process.data_law.tilt(problem.reward, temperature)
@@ -181,7 +206,12 @@ def test_marginals_follow_the_controlled_moments():
 
 def test_hjb_residual_by_finite_differences():
     problem, *_ = random_problem(3, 2, "vp", "standard", 0.4)
-    assert hjb_residual(problem, torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))) < 1e-7
+    assert (
+        hjb_residual(
+            problem, torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        )
+        < 1e-7
+    )
 
 
 def test_linear_reward_has_a_state_free_control_and_symmetric_kl():
@@ -193,13 +223,17 @@ def test_linear_reward_has_a_state_free_control_and_symmetric_kl():
     gain, offset = exact.control.affine_at(0.3)
     a, h, g2 = vp(0.7, 1.0, 1.0)
     assert not gain.any()
-    assert np.allclose(offset, math.sqrt(g2) / temperature * a * np.linalg.solve(a * a * sigma + h * np.eye(2), sigma @ g))
+    assert np.allclose(
+        offset, math.sqrt(g2) / temperature * a * np.linalg.solve(a * a * sigma + h * np.eye(2), sigma @ g)
+    )
     assert exact.path_kl == pytest.approx(g @ sigma @ g / (2 * temperature**2), rel=1e-12)
     assert float(kl(exact.reference, exact.terminal)) == pytest.approx(exact.path_kl, rel=1e-10)
 
 
 def test_gaussian_label_of_ctrl():
-    """theory section 3: p_pre = N(0, 1), tau^2 = 0.25, y = 1.5; the drift coefficient is gamma (y - m)/(tau^2 + gamma P)."""
+    """theory section 3: p_pre = N(0, 1), tau^2 = 0.25, y = 1.5; the drift coefficient is gamma (y - m)/(tau^2
+    + gamma P).
+    """
     gamma, tau, label = 3.0, 0.5, 1.5
     process = ReverseProcess(VP(1.0, 1.0), Gaussian(0.0, 1.0), "marginal")
     exact = Problem(process, GaussianLabel([1.0], label, tau, strength=gamma)).exact
@@ -216,7 +250,9 @@ def test_reference_tilt(reference=(0.33232323, -0.31515152)):
     law = Gaussian([1.0, -0.5], [[1.0, 0.3], [0.3, 0.5]])
     exact = Problem(ReverseProcess(VP(), law, "marginal"), reward, 0.7).exact
     assert np.allclose(exact.terminal.mean, reference, atol=5e-9)
-    assert np.allclose(exact.terminal.covariance, [[0.2559596, 0.05939394], [0.05939394, 0.33090909]], atol=5e-9)
+    assert np.allclose(
+        exact.terminal.covariance, [[0.2559596, 0.05939394], [0.05939394, 0.33090909]], atol=5e-9
+    )
     assert exact.log_normalizer == pytest.approx(-1.989088071242, abs=5e-13)
     assert exact.path_kl == pytest.approx(0.7297573906992, abs=5e-14)
 
@@ -243,4 +279,6 @@ def test_float32_states_get_float32_controls_and_float64_values():
     assert u.dtype == torch.float32 and v.dtype == torch.float64
     assert torch.allclose(u.double(), problem.exact.control(0.4, x.double()), rtol=1e-5, atol=1e-5)
     columns = x.mT.contiguous().mT
-    assert torch.equal(problem.exact.control(0.4, columns), u) or torch.allclose(problem.exact.control(0.4, columns), u)
+    assert torch.equal(problem.exact.control(0.4, columns), u) or torch.allclose(
+        problem.exact.control(0.4, columns), u
+    )

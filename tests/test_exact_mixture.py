@@ -1,4 +1,6 @@
-"""Mixture data: the closed forms, and the quadratures over the start, against quadrature on the line and finite differences."""
+"""Mixture data: the closed forms, and the quadratures over the start, against quadrature on the line and
+finite differences.
+"""
 
 import math
 
@@ -79,7 +81,11 @@ def test_step_reward_against_quadrature(schedule, initial, temperature, height):
 
 
 def check_densities(exact, line, truth):
-    pairs = [(exact.terminal, line.x, "log_ft"), (exact.reference, line.x, "log_pre"), (exact.initial, line.y, "log_nu")]
+    pairs = [
+        (exact.terminal, line.x, "log_ft"),
+        (exact.reference, line.x, "log_pre"),
+        (exact.initial, line.y, "log_nu"),
+    ]
     for law, points, name in pairs:
         where = truth[name] > truth[name].max() - 35
         found = law.log_prob(torch.tensor(points[where])[:, None]).numpy()
@@ -98,7 +104,9 @@ def check_values(exact, line, level):
         slope = (8 * line.value(y + step, a, h) - 8 * line.value(y - step, a, h)
                  - line.value(y + 2 * step, a, h) + line.value(y - 2 * step, a, h)) / (12 * step)  # fmt: skip
         u = math.sqrt(g2) * slope / line.temperature
-        assert np.allclose(exact.control(t, torch.tensor(y)[:, None])[:, 0], u, rtol=1e-7, atol=1e-7 * np.abs(u).max())
+        assert np.allclose(
+            exact.control(t, torch.tensor(y)[:, None])[:, 0], u, rtol=1e-7, atol=1e-7 * np.abs(u).max()
+        )
 
 
 def planar(initial, reward, temperature, schedule=None):
@@ -111,7 +119,11 @@ INDEFINITE = Quadratic([0.6, -0.3], [[0.8, 0.3], [0.3, -0.4]])
 
 
 @pytest.mark.parametrize("initial", ["standard", "marginal"])
-@pytest.mark.parametrize("reward", [INDEFINITE, Linear([1.0, 0.5]), Step([1.0, -0.5], 0.2, 1.0)], ids=["quadratic", "linear", "step"])
+@pytest.mark.parametrize(
+    "reward",
+    [INDEFINITE, Linear([1.0, 0.5]), Step([1.0, -0.5], 0.2, 1.0)],
+    ids=["quadratic", "linear", "step"],
+)
 def test_hjb_residual_in_the_plane(initial, reward):
     x = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 1.5
     assert hjb_residual(planar(initial, reward, 0.5), x, step=1e-3) < 1e-6
@@ -119,7 +131,9 @@ def test_hjb_residual_in_the_plane(initial, reward):
 
 @pytest.mark.parametrize("reward", [INDEFINITE, Step([1.0, -0.5], 0.2, 1.0)], ids=["quadratic", "step"])
 def test_a_gaussian_start_in_the_plane_against_the_matched_one(reward):
-    """Started from a Gaussian; the laws under Q by brute force on a grid of starts, the kernel being Bayes' rule."""
+    """Started from a Gaussian; the laws under Q by brute force on a grid of starts, the kernel being Bayes'
+    rule.
+    """
     temperature, problem = 0.5, planar(Gaussian([0.3, -0.2], [[0.9, 0.2], [0.2, 0.7]]), reward, 0.5)
     exact, law = problem.exact, problem.process.data_law
     a, h, _ = vp(1.0, 1.0, 1.0)
@@ -154,7 +168,9 @@ def test_a_gaussian_start_in_the_plane_against_the_matched_one(reward):
 
 
 def test_path_kl_by_quadrature_is_the_energy_of_the_control():
-    """d/dt of E_{Q*_t} v: on the line, E int |u*|^2/2 from Q*_t on a grid of times, against path_kl - kl_initial."""
+    """d/dt of E_{Q*_t} v: on the line, E int |u*|^2/2 from Q*_t on a grid of times, against path_kl -
+    kl_initial.
+    """
     exact = one_dimensional("vp-flat", "standard", Quadratic([0.7], 0.4), 0.5).exact
     nodes, log_w = panels(np.linspace(0, 1, 5), 8)
     y, log_wy = panels(np.linspace(-8, 8, 40), 12)
@@ -169,7 +185,10 @@ def test_path_kl_by_quadrature_is_the_energy_of_the_control():
 
 def test_matched_mixture_is_the_tilted_data_law_noised():
     problem = planar("marginal", INDEFINITE, 0.5)
-    exact, x = problem.exact, torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2
+    exact, x = (
+        problem.exact,
+        torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2,
+    )
     tilted = problem.process.data_law.tilt(INDEFINITE, 0.5)
     for t in (0.0, 0.4, 0.999, 1.0):
         a, h, g2 = vp(1 - t, 1.0, 1.0)
@@ -192,12 +211,18 @@ def test_mixture_from_a_point_is_a_mixture():
     log_pre = log_pre - law.noised(a, h).log_prob(start)
     assert torch.allclose(exact.reference.log_prob(x), log_pre, atol=1e-10)
     assert exact.log_normalizer == pytest.approx(float(exact.value(0.0, start)) / 0.5, rel=1e-11)
-    assert torch.allclose(exact.terminal.log_prob(x), log_pre + INDEFINITE(x) / 0.5 - exact.log_normalizer, atol=1e-10)
+    assert torch.allclose(
+        exact.terminal.log_prob(x), log_pre + INDEFINITE(x) / 0.5 - exact.log_normalizer, atol=1e-10
+    )
     assert exact.kl_initial == 0 and exact.initial is problem.process.initial_law()
     s = 0.3
     a_s, h_s, _ = vp(s, 1.0, 1.0)
     q = h - (a / a_s) ** 2 * h_s
-    log_q = law.noised(a_s, h_s).log_prob(x) - (start - a / a_s * x).square().sum(1) / (2 * q) - math.log(2 * math.pi * q)
+    log_q = (
+        law.noised(a_s, h_s).log_prob(x)
+        - (start - a / a_s * x).square().sum(1) / (2 * q)
+        - math.log(2 * math.pi * q)
+    )
     log_q = log_q - law.noised(a, h).log_prob(start) + exact.value(1 - s, x) / 0.5 - exact.log_normalizer
     assert torch.allclose(exact.marginal(1 - s).log_prob(x), log_q, atol=1e-10)
 

@@ -1,4 +1,6 @@
-"""Affine processes: the Riccati answers against printed values, the exact-score closed forms and direct expectations."""
+"""Affine processes: the Riccati answers against printed values, the exact-score closed forms and direct
+expectations.
+"""
 
 import math
 
@@ -28,7 +30,9 @@ QUADRATIC_OU = {
 def test_quadratic_ornstein_uhlenbeck(name):
     a, p, q, f0, v0 = QUADRATIC_OU[name]
     process = DiffusionProcess(Affine(a * np.eye(20)), 1.0, Dirac(np.zeros(20)))
-    problem = Problem(process, Quadratic(curvature=2 * q * np.eye(20)), 1.0, Quadratic(curvature=2 * p * np.eye(20)))
+    problem = Problem(
+        process, Quadratic(curvature=2 * q * np.eye(20)), 1.0, Quadratic(curvature=2 * p * np.eye(20))
+    )
     exact, zero = problem.exact, torch.zeros(1, 20, dtype=torch.float64)
     assert -float(exact.value(0.0, zero)) == pytest.approx(v0, abs=5.1e-10)
     x = torch.ones(1, 20, dtype=torch.float64)
@@ -40,7 +44,9 @@ def test_quadratic_ornstein_uhlenbeck(name):
 def test_linear_ornstein_uhlenbeck():
     process = DiffusionProcess(Affine(-np.eye(10)), 1.0, Dirac(np.zeros(10)))
     exact = Problem(process, Linear(-np.ones(10)), 1.0).exact
-    assert -float(exact.value(0.0, torch.zeros(1, 10, dtype=torch.float64))) == pytest.approx(-2.161661791908, abs=5.1e-13)
+    assert -float(exact.value(0.0, torch.zeros(1, 10, dtype=torch.float64))) == pytest.approx(
+        -2.161661791908, abs=5.1e-13
+    )
     t = 0.3
     u = exact.control(t, torch.zeros(1, 10, dtype=torch.float64))
     assert np.allclose(u, -math.exp(-(1 - t)), rtol=1e-11)
@@ -74,7 +80,9 @@ def test_an_unperturbed_score_gives_the_closed_forms(schedule):
         assert np.allclose(found.mean, expected.mean, atol=1e-9), name
         assert np.allclose(found.covariance, expected.covariance, atol=1e-9), name
     found, expected = ode.marginal(0.4), closed.marginal(0.4)
-    assert np.allclose(found.mean, expected.mean, atol=1e-9) and np.allclose(found.covariance, expected.covariance, atol=1e-9)
+    assert np.allclose(found.mean, expected.mean, atol=1e-9) and np.allclose(
+        found.covariance, expected.covariance, atol=1e-9
+    )
 
 
 def test_a_biased_score_keeps_the_identities():
@@ -85,20 +93,26 @@ def test_a_biased_score_keeps_the_identities():
     tilted = exact.reference.tilt(reward, 0.8)  # (3.2), by a forward and a backward equation
     assert np.allclose(exact.terminal.mean, tilted.mean, atol=1e-9)
     assert np.allclose(exact.terminal.covariance, tilted.covariance, atol=1e-9)
-    assert exact.log_normalizer == pytest.approx(exact.reference.log_expectation(reward, 0.8), rel=1e-10)  # (3.26)
+    assert exact.log_normalizer == pytest.approx(
+        exact.reference.log_expectation(reward, 0.8), rel=1e-10
+    )  # (3.26)
     assert exact.path_kl == pytest.approx(float(kl(exact.terminal, exact.reference)), rel=1e-9)
     x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert hjb_residual(problem, x) < 1e-7
 
 
 def test_a_running_reward_against_brute_force():
-    """1-D OU, running reward rho(x) = g x - k x^2/2: E exp by Euler on a Gaussian vector, extrapolated in the step."""
+    """1-D OU, running reward rho(x) = g x - k x^2/2: E exp by Euler on a Gaussian vector, extrapolated in the
+    step.
+    """
     a, sigma, temperature, running, final = -0.7, 0.9, 0.6, Quadratic([0.4], 0.5), Quadratic([-0.3], 0.8)
     process = DiffusionProcess(Affine([[a]], [0.2]), sigma, Gaussian(0.3, 0.5))
     exact = Problem(process, final, temperature, running).exact
 
     def log_c(n):
-        """log E exp of a quadratic of (x_0, ..., x_n), exact transitions, the running reward by Simpson's rule."""
+        """log E exp of a quadratic of (x_0, ..., x_n), exact transitions, the running reward by Simpson's
+        rule.
+        """
         dt = 1 / n
         decay = math.exp(a * dt)
         variance = sigma**2 * (decay**2 - 1) / (2 * a)
@@ -161,7 +175,9 @@ def test_a_time_dependent_drift_and_amplitude():
 
 
 def test_blow_up_and_window():
-    """dY = dB from N(0, 1), r = k x^2/2: C is infinite for k >= 1/2, the value blows up inside for k > 1, at t = 1 - 1/k."""
+    """dY = dB from N(0, 1), r = k x^2/2: C is infinite for k >= 1/2, the value blows up inside for k > 1, at
+    t = 1 - 1/k.
+    """
     process = DiffusionProcess(Affine([[0.0]]), 1.0, Gaussian(0.0, 1.0))
     assert Problem(process, Quadratic([0.0], -0.49)).exact.path_kl > 0
     with pytest.raises(NoTilt) as window:
@@ -178,10 +194,15 @@ def test_blow_up_and_window():
 
 
 def test_a_mixture_start():
-    """The affine process from a mixture, the data Gaussian, against quadrature over the start and over the end."""
+    """The affine process from a mixture, the data Gaussian, against quadrature over the start and over the
+    end.
+    """
     law = GaussianMixture([0.4, 0.6], [[-1.0], [1.0]], [0.2, 0.3])
     reward, temperature = Quadratic([0.5], 0.7), 0.5
-    for process in (DiffusionProcess(Affine([[-1.0]]), 1.0, law), ReverseProcess(VP(1.0, 1.0), Gaussian(0.3, 0.5), law)):
+    for process in (
+        DiffusionProcess(Affine([[-1.0]]), 1.0, law),
+        ReverseProcess(VP(1.0, 1.0), Gaussian(0.3, 0.5), law),
+    ):
         exact = Problem(process, reward, temperature).exact
         y = torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None]
         log_dy = math.log(float(y[1] - y[0]))
@@ -190,8 +211,12 @@ def test_a_mixture_start():
         assert exact.log_normalizer == pytest.approx(log_c, rel=1e-10)
         nu = (law.log_prob(y) + growth - log_c + log_dy).exp()
         assert exact.kl_initial == pytest.approx(float(nu @ growth) - log_c, rel=1e-9)
-        assert exact.objective_untilted == pytest.approx(temperature * float((law.log_prob(y) + log_dy).exp() @ growth), rel=1e-10)
+        assert exact.objective_untilted == pytest.approx(
+            temperature * float((law.log_prob(y) + log_dy).exp() @ growth), rel=1e-10
+        )
         tilted = exact.reference.tilt(reward, temperature)
-        assert torch.allclose(exact.terminal.log_prob(y[::50]), tilted.log_prob(y[::50]), rtol=1e-8, atol=1e-8)
+        assert torch.allclose(
+            exact.terminal.log_prob(y[::50]), tilted.log_prob(y[::50]), rtol=1e-8, atol=1e-8
+        )
         ft = (exact.terminal.log_prob(y) + log_dy).exp()
         assert exact.path_kl == pytest.approx(float(ft @ reward(y)) / temperature - log_c, rel=1e-9)

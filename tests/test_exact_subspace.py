@@ -1,4 +1,6 @@
-"""Data on a subspace: the ambient answers against the latent problem built by hand, and against moment equations."""
+"""Data on a subspace: the ambient answers against the latent problem built by hand, and against moment
+equations.
+"""
 
 import math
 
@@ -21,7 +23,9 @@ RNG = np.random.default_rng(4)
 BASIS = np.linalg.qr(RNG.normal(size=(D, d)))[0]
 OFFSET = RNG.normal(size=D)
 LATENT = Gaussian([0.5, -0.3], [[0.8, 0.3], [0.3, 0.5]])
-MIXTURE = GaussianMixture([0.4, 0.6], [[-1.0, 0.2], [0.8, 0.5]], [[[0.3, 0.1], [0.1, 0.2]], [[0.2, 0.0], [0.0, 0.4]]])
+MIXTURE = GaussianMixture(
+    [0.4, 0.6], [[-1.0, 0.2], [0.8, 0.5]], [[[0.3, 0.1], [0.1, 0.2]], [[0.2, 0.0], [0.0, 0.4]]]
+)
 CURVATURE = RNG.normal(size=(D, D))
 REWARD = Quadratic(RNG.normal(size=D), 0.2 * (CURVATURE + CURVATURE.T), 0.1)
 STEP = Step(RNG.normal(size=D), 0.3, 1.5)
@@ -58,21 +62,33 @@ def test_the_ambient_problem_is_the_latent_one(law, initial, reward):
         assert getattr(exact, name) == pytest.approx(getattr(latent, name), rel=1e-10), name
     u = torch.randn(5, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for name in ("terminal", "reference"):
-        assert torch.allclose(getattr(exact, name).latent.log_prob(u), getattr(latent, name).log_prob(u), atol=1e-10)
+        assert torch.allclose(
+            getattr(exact, name).latent.log_prob(u), getattr(latent, name).log_prob(u), atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("initial", ["standard", "marginal"])
 def test_the_initial_law_is_the_tilted_prior(initial):
     problem = ambient(initial=initial)
-    exact, x = problem.exact, torch.randn(6, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    expected = problem.process.initial_law().log_prob(x) + exact.value(0, x) / TEMPERATURE - exact.log_normalizer
+    exact, x = (
+        problem.exact,
+        torch.randn(6, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2)),
+    )
+    expected = (
+        problem.process.initial_law().log_prob(x) + exact.value(0, x) / TEMPERATURE - exact.log_normalizer
+    )
     assert torch.allclose(exact.initial.log_prob(x), expected, atol=1e-10)
 
 
 def test_the_initial_law_of_a_step_reward_is_the_tilted_prior():
     problem = ambient(reward=STEP)
-    exact, x = problem.exact, torch.randn(6, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    expected = problem.process.initial_law().log_prob(x) + exact.value(0, x) / TEMPERATURE - exact.log_normalizer
+    exact, x = (
+        problem.exact,
+        torch.randn(6, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2)),
+    )
+    expected = (
+        problem.process.initial_law().log_prob(x) + exact.value(0, x) / TEMPERATURE - exact.log_normalizer
+    )
     assert torch.allclose(exact.initial.log_prob(x), expected, atol=1e-10)
 
 
@@ -82,7 +98,9 @@ def test_hjb_residual_off_the_subspace_too():
 
 
 def test_marginals_against_the_joint_gaussian_of_data_and_noise():
-    """Gaussian latent law: (X_0, X_s, X_T) is Gaussian on R^D; condition on X_T, put p_noise there, tilt by r(X_0)."""
+    """Gaussian latent law: (X_0, X_s, X_T) is Gaussian on R^D; condition on X_T, put p_noise there, tilt by
+    r(X_0).
+    """
     exact, s = ambient().exact, 0.4
     a, h, _ = vp(1.0, 1.0, 1.0)
     b, k, _ = vp(s, 1.0, 1.0)
@@ -107,10 +125,18 @@ def test_marginals_against_the_joint_gaussian_of_data_and_noise():
     assert np.allclose(law.mean, tilted_mean[D:], atol=1e-10)
     assert np.allclose(law.covariance, tilted_covariance[D:, D:], atol=1e-10)
     x = law.sample(2000, Noise(0))
-    assert np.allclose(x.double().mean(0), tilted_mean[D:], atol=5 * math.sqrt(np.diag(tilted_covariance)[D:].max() / 2000))
+    assert np.allclose(
+        x.double().mean(0), tilted_mean[D:], atol=5 * math.sqrt(np.diag(tilted_covariance)[D:].max() / 2000)
+    )
     latent = by_hand().exact
     assert exact.path_kl == pytest.approx(
-        gaussian_kl(*(np.asarray(v) for law in (latent.terminal, latent.reference) for v in (law.mean, law.covariance))),
+        gaussian_kl(
+            *(
+                np.asarray(v)
+                for law in (latent.terminal, latent.reference)
+                for v in (law.mean, law.covariance)
+            )
+        ),
         rel=1e-9,
     )
     assert exact.path_kl == pytest.approx(float(kl(exact.terminal, exact.reference)), rel=1e-9)
@@ -120,7 +146,10 @@ def test_a_start_that_is_not_isotropic():
     root = RNG.normal(size=(D, D)) / 3
     start = Gaussian(RNG.normal(size=D), root @ root.T + 0.3 * np.eye(D))
     problem = ambient(initial=start)
-    exact, x = problem.exact, torch.randn(6, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    exact, x = (
+        problem.exact,
+        torch.randn(6, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2)),
+    )
     expected = start.log_prob(x) + exact.value(0, x) / TEMPERATURE - exact.log_normalizer
     assert torch.allclose(exact.initial.log_prob(x), expected, atol=1e-9)
     with pytest.raises(NoClosedForm, match="isotropic"):
@@ -149,9 +178,13 @@ def test_affine_gain_and_the_cheap_control_agree():
 
 def test_a_wide_space_costs_its_latent_dimension():
     big = 20_000
-    basis = torch.linalg.qr(torch.randn(big, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    basis = torch.linalg.qr(
+        torch.randn(big, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )[0]
     law = SubspaceGaussian(basis, np.zeros(3), np.diag([1.0, 0.5, 0.2]))
-    reward = Quadratic(linear=np.ones(3))  # rewards on R^D need a (D, D) curvature: give the latent one by a callable
+    reward = Quadratic(
+        linear=np.ones(3)
+    )  # rewards on R^D need a (D, D) curvature: give the latent one by a callable
     process = ReverseProcess(VE(0.01, 3.0), law, "standard")
 
     class Projected(Step):

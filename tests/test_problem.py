@@ -10,7 +10,7 @@ from sdecontrol.errors import BadInput, NoClosedForm, NoTilt, ValueBlowUp
 from sdecontrol.laws import Gaussian, GaussianMixture, Isotropic, SubspaceGaussian
 from sdecontrol.models import Score
 from sdecontrol.problems.base import Problem
-from sdecontrol.processes import Affine, DiffusionProcess, ReverseProcess
+from sdecontrol.processes import DiffusionProcess, ReverseProcess
 from sdecontrol.rewards import Linear, Quadratic
 from sdecontrol.schedules import VE, VP
 
@@ -18,11 +18,15 @@ FLAT = VP(1.0, 1.0)
 
 
 def one_dimensional(curvature, temperature=1.0, initial="standard", law=None):
-    return Problem(ReverseProcess(FLAT, law or Gaussian(0.0, 4.0), initial), Quadratic([0.0], curvature), temperature)
+    return Problem(
+        ReverseProcess(FLAT, law or Gaussian(0.0, 4.0), initial), Quadratic([0.0], curvature), temperature
+    )
 
 
 def test_existence_is_decided_by_the_output_law_not_by_the_data():
-    """S = 4, VP with beta = 1 up to T = 1, k/alpha = -0.32: no tilted data law, yet p_ft and v exist (theory 1.3)."""
+    """S = 4, VP with beta = 1 up to T = 1, k/alpha = -0.32: no tilted data law, yet p_ft and v exist (theory
+    1.3).
+    """
     exact = one_dimensional(-0.32).exact
     with pytest.raises(NoTilt):
         Gaussian(0.0, 4.0).tilt(Quadratic([0.0], -0.32), 1.0)
@@ -53,7 +57,9 @@ def test_no_tilt_names_the_eigenvalue_and_the_largest_curvature():
 
 
 def test_value_blow_up_names_the_time():
-    """|k|/alpha >= 1/P_T: the value is infinite from the level where P_s = alpha/|k|, a^2 = (S - pi)/(S - pi + pi S)."""
+    """|k|/alpha >= 1/P_T: the value is infinite from the level where P_s = alpha/|k|, a^2 = (S - pi)/(S - pi
+    + pi S).
+    """
     k = 1.2
     with pytest.raises(ValueBlowUp) as error:
         one_dimensional(-k)
@@ -115,7 +121,12 @@ def test_bad_rewards(reward, seen):
     with pytest.raises(BadInput, match=seen):
         Problem(planar(), reward)
     with pytest.raises(BadInput, match="reward"):
-        Problem(planar(), Linear([1.0, 0.0]), 1.0, reward if isinstance(reward, (float, Linear)) else lambda t, x: reward(x))
+        Problem(
+            planar(),
+            Linear([1.0, 0.0]),
+            1.0,
+            reward if isinstance(reward, (float, Linear)) else lambda t, x: reward(x),
+        )
 
 
 def test_bad_process():
@@ -158,8 +169,12 @@ def test_times_outside_the_horizon():
 
 
 def test_an_isotropic_data_law_is_a_gaussian():
-    isotropic = Problem(ReverseProcess(VE(0.01, 2.0), Isotropic(3, 0.7)), Quadratic([1.0, 0, 0], np.eye(3))).exact
-    gaussian = Problem(ReverseProcess(VE(0.01, 2.0), Gaussian([0.0] * 3, 0.49)), Quadratic([1.0, 0, 0], np.eye(3))).exact
+    isotropic = Problem(
+        ReverseProcess(VE(0.01, 2.0), Isotropic(3, 0.7)), Quadratic([1.0, 0, 0], np.eye(3))
+    ).exact
+    gaussian = Problem(
+        ReverseProcess(VE(0.01, 2.0), Gaussian([0.0] * 3, 0.49)), Quadratic([1.0, 0, 0], np.eye(3))
+    ).exact
     assert isotropic.log_normalizer == pytest.approx(gaussian.log_normalizer, rel=1e-13)
 
 

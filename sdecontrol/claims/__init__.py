@@ -1,5 +1,18 @@
 """The statements of the papers as checks; importing this package registers them in the order of the papers."""
 
+from sdecontrol.claims import (  # isort: skip  (the order is that of the papers)
+    tilt,
+    tilt_bounds,
+    girsanov_identity,
+    separation,
+    initial_law,
+    hjb,
+    path_law,
+    feynman_kac,
+    swap,
+    stability,
+    f_divergence,
+)
 from sdecontrol.claims.base import (
     Case,
     Claim,
@@ -20,8 +33,19 @@ __all__ = [
     "Report",
     "Row",
     "claims",
+    "f_divergence",
+    "feynman_kac",
     "get_claim",
+    "girsanov_identity",
+    "hjb",
+    "initial_law",
     "iterate_all",
+    "path_law",
+    "separation",
+    "stability",
+    "swap",
+    "tilt",
+    "tilt_bounds",
     "verify",
     "verify_all",
 ]

@@ -1,7 +1,7 @@
-"""Draws of the optimal process for exact scores at many noise levels at once, without time steps; and integrals in time.
+"""Draws of the optimal process for exact scores at many noise levels, without time steps; integrals in time.
 
-Under Q* the path is the tilted data law noised: X ~ p^r, then Y_t by the forward transition from level to level. Where the
-start is not the noised data law, paths carry the weight p_noise/p_T at t = 0 (theory 1.1, items 3-5; derived).
+Under Q* the path is the tilted data law noised: X ~ p^r, then Y_t by the forward transition from level to level. Where
+the start is not the noised data law, paths carry the weight p_noise/p_T at t = 0 (theory 1.1, items 3-5; derived).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def clenshaw_curtis(count: int) -> tuple[Array, Array]:
 
 
 def extrapolated(values: Sequence[float]) -> tuple[float, float]:
-    """The limit of values at steps h, h/2, h/4, ..., with an error in powers of h; and what the finest grid changed of it."""
+    """The limit of values at steps h, h/2, h/4, ... (errors in powers of h), and what the finest of them changed."""
     column, previous = np.asarray(values, dtype=np.float64), math.inf
     for power in range(1, len(values)):
         previous = float(column[0])

@@ -11,7 +11,6 @@ from sdecontrol.claims.quadrature import Array
 from sdecontrol.claims.workbench import Workbench, no_running_reward
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import total_reward
-from sdecontrol.simulate import simulate
 
 POINTS = 8
 LINEAR = (-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12)  # fourth-order first derivative
@@ -27,13 +26,14 @@ CONTROL = Claim(
     "eq-3.27",
     "The best control is the gradient of that log expectation",
     "Tang 2403.06279, (3.27); the difference of scores: derived",
-    r"u^*(t,y) = \sigma(t) \nabla_y \log E_Q[e^{r(Y_T)/\alpha} | Y_t = y] = \sigma(t) [\nabla \log p^r_s - \nabla \log p_s](y).",
+    r"""u^*(t,y) = \sigma(t) \nabla_y \log E_Q[e^{r(Y_T)/\alpha} | Y_t = y]
+= \sigma(t) [\nabla \log p^r_s - \nabla \log p_s](y).""",
 )
 
 
 @VALUE.check(EXACT)
 def value_by_quadrature(case: Case) -> None:
-    """v against the trapezoidal rule over the posterior of Y_T given Y_t, at points half as far out again as the process."""
+    """v against the trapezoidal rule over the posterior of Y_T given Y_t."""
     no_running_reward(case)
     bench, latent, rng = Workbench.of(case), Workbench.of(case).latent, case.rng
     for t in bench.times[:-1]:
@@ -71,7 +71,7 @@ def value_by_riccati(case: Case) -> None:
 
 @VALUE.check(MONTE_CARLO)
 def value_by_paths(case: Case) -> None:
-    """E[e^{r/temperature} dQ/dQ^u | Y_t = y] by paths from y under u*, against v of the chain (affine) or as steps vanish.
+    """E[e^{r/temperature} dQ/dQ^u | Y_t = y] by paths from y under u*, against v of the chain (affine), else v.
 
     Any u gives this mean; near the optimum it has hardly any variance.
     """
@@ -83,7 +83,7 @@ def value_by_paths(case: Case) -> None:
     for fraction in fractions:
         t = fraction * bench.horizon
         x = latent.draw(t, 1, case.rng)
-        log_weights = [_log_weights(case, t, x, fine) for fine in ([False] if affine else [False, True])]
+        log_weights = [_log_weights(bench, t, x, fine) for fine in ([False] if affine else [False, True])]
         if affine:
             chain = case.problem.discretise(case.problem.process.default_kernel, bench.clock(bench.steps, t)).exact
             log_value, bias = float(chain.value(t, x)) / bench.temperature, 0.0
@@ -118,18 +118,13 @@ def control_by_differences(case: Case) -> None:
         scale = max(1e-300, float(np.abs(u).max()))
         direction = rng.normal(size=latent.dim)
         direction /= np.linalg.norm(direction)
-        slopes = []
-        for step in (1e-2 * bench.narrowest(t), 2e-2 * bench.narrowest(t)):
-            slopes.append(
-                sigma * sum(w / step * clean.log_growth(latent.rho, z + k * step * direction) for k, w in LINEAR)
-            )
-        noise = (
-            rounding(clean.mean(latent.rho, z).max(), 1.0, operations=100 * latent.dim)
-            * sigma
-            / (1e-2 * bench.narrowest(t))
-        )
-        worst = max(worst, float(np.abs(u @ direction - slopes[0]).max()) / scale)
-        error = max(error, (float(np.abs(slopes[0] - slopes[1]).max()) + noise) / scale)
+        step = 1e-2 * bench.narrowest(t)
+        growth = {k: clean.log_growth(latent.rho, z + k * step * direction) for k in (-4, -2, -1, 1, 2, 4)}
+        fine, coarse = (sigma / (c * step) * sum(w * growth[c * k] for k, w in LINEAR) for c in (1, 2))
+        size = max(1.0, float(np.abs(clean.mean(latent.rho, z)).max()))
+        noise = rounding(size, operations=100 * latent.dim) * sigma / step
+        worst = max(worst, float(np.abs(u @ direction - fine).max()) / scale)
+        error = max(error, (float(np.abs(fine - coarse).max()) + noise) / scale)
     case.zero("u* - amplitude times difference of log E, relative", worst, error)
 
 
@@ -200,15 +195,10 @@ def _posterior_draws(case: Case) -> tuple[float, Array, Array]:
     return t, z, clean.draw(np.repeat(z, bench.draws, axis=0), rng)
 
 
-def _log_weights(case: Case, t: float, x: torch.Tensor, fine: bool) -> torch.Tensor:
+def _log_weights(bench: Workbench, t: float, x: torch.Tensor, fine: bool) -> torch.Tensor:
     """r/temperature - log dQ^u/dQ of paths from x (1, D) at t under u*."""
-    bench = Workbench.of(case)
-    n = bench.paths
-    path = simulate(
-        case.problem.process, case.answers.control, x.expand(n, -1).contiguous(), grid=bench.clock(bench.steps * (1 + fine), t),
-        n=n, noise=bench.noise_on(bench.clock(2 * bench.steps, t), fine), keep="ends",
-    )  # fmt: skip
-    return total_reward(case.problem, path) / bench.temperature - path.weights.martingale - path.weights.energy
+    path = bench.path_from(t, x, bench.answers.control, fine)
+    return total_reward(bench.problem, path) / bench.temperature - path.weights.martingale - path.weights.energy
 
 
 def _condition(bench: Workbench) -> float:

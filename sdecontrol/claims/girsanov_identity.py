@@ -40,7 +40,7 @@ def optimum_by_moment_equations(case: Case) -> None:
     bench, answers = Workbench.of(case), case.answers
     star, start = (_full_moments(law) for law in (answers.initial, case.problem.process.initial_law(0.0)))
     initial = gaussian_kl(star, start)
-    energy = bench.read(lambda s: s.energy("optimum"))
+    energy = bench.energy("optimum")
     error = energy.error + rounding(initial, condition=np.linalg.cond(start[1]) * len(start[0]))
     case.identity("KL(nu*||p_noise)", answers.kl_initial, initial, error, scale=max(initial, energy.value))
     case.identity("energy of u*", answers.energy, energy.value, error)
@@ -88,7 +88,7 @@ def optimum_by_exact_draws(case: Case) -> None:
 
 @CLAIM.check(DISCRETE)
 def joint_gaussian_of_a_short_chain(case: Case) -> None:
-    """Four steps: KL of the joint Gaussian laws of (x_0, ..., x_4), by dense covariances, against the energy recursion."""
+    """Four steps: KL of the joint Gaussian laws of (x_0, ..., x_4) by dense covariances, against the recursion."""
     bench, process = Workbench.of(case), case.problem.process
     grid, kernel = TimeGrid.explicit([process.horizon * k / 5 for k in range(5)]), process.default_kernel
     steps = AffineChain.of(process, kernel, grid).steps
@@ -112,7 +112,7 @@ def chain_to_continuum(case: Case) -> None:
         grids = [TimeGrid.uniform(steps) for steps in counts]
         found = [moments(process, EulerMaruyama(), grid, test.initial, test.control) for grid in grids]
         value, error = extrapolated([float(m.energy.sum()) for m in found])
-        energy = bench.read(lambda s, name=name: s.energy(name))
+        energy = bench.energy(name)
         case.identity(f"{name}: energy as the steps vanish", value, energy.value, error + energy.error)
 
 

@@ -17,7 +17,7 @@ CLAIM = Claim(
     "prop-3.4",
     "The best initial law is the prior tilted by the value, nu* = e^{v(0,.)/temperature} p_noise / C",
     "Tang 2403.06279, Prop. 3.4, (3.16)",
-    r"\nu^*(dy) = e^{v(0,y)/\alpha} p_noise(dy) / E_{p_noise} e^{v(0,\cdot)/\alpha}, and the constant is C of Lemma 3.1.",
+    r"\nu^*(dy) = e^{v(0,y)/\alpha} p_noise(dy) / E_{p_noise} e^{v(0,\cdot)/\alpha}, where the constant is C.",
 )
 
 
@@ -46,7 +46,7 @@ def density(case: Case) -> None:
 
 @CLAIM.check(EXACT)
 def normaliser(case: Case) -> None:
-    """E_{p_noise} e^{v(0, .)/temperature} against log C: by quadrature to two dimensions, else of the quadratic that v is."""
+    """E_{p_noise} e^{v(0, .)/temperature} against log C: by quadrature, or above two dimensions of a quadratic v."""
     no_running_reward(case)
     bench, latent = Workbench.of(case), Workbench.of(case).latent
     log_c = float(case.answers.log_normalizer)

@@ -114,6 +114,25 @@ class Latent:
         data = self.known_data if s == 0 else noised(self.known_data, *self.level(t))
         return Clean.of(data, ratio, q).pushed(*self.gaussian_start)
 
+    def log_normal(self, t: float, x: Tensor) -> Array:
+        """log density under Q_t of the coordinates off the subspace, which no tilt changes: (n,)."""
+        process = self.process
+        if self.codimension == 0 or t == process.horizon:
+            return np.zeros(len(x))
+        assert isinstance(process, ReverseProcess)
+        law, basis = process.initial_law(0.0), self.frame.basis
+        normal = np.eye(process.dim) - basis @ basis.T
+        variance = float(np.sum(normal * law.covariance.numpy())) / self.codimension
+        shift = normal @ (law.mean.numpy() - self.level(0.0)[0] * self.frame.offset)
+        if t > 0:  # off the subspace the data are a point
+            s, end = process.noise_level(t), process.horizon
+            ratio, q = process.schedule.ratio(end, s), process.schedule.transition_variance(end, s)
+            h, total = self.level(t)[1], self.level(0.0)[1]
+            gain = ratio * h / total
+            variance, shift = q * h / total + gain**2 * variance, gain * shift
+        y = (x.numpy() - self.level(t)[0] * self.frame.offset) @ normal - shift
+        return -((y**2).sum(1) / variance + self.codimension * math.log(2 * math.pi * variance)) / 2
+
     @cached_property
     def gaussian_start(self) -> tuple[Array, Array]:
         if len(self.start.weights) > 1:

@@ -149,7 +149,7 @@ class TestControl:
         self.pairs, latent, rng = pairs, pairs.latent, pairs.rng(f"affine {index}")
         self.gain = 0.6 * np.linalg.qr(rng.normal(size=(latent.dim, latent.dim)))[0] / math.sqrt(latent.dim)
         push = rng.normal(size=latent.dim)
-        self.offset = 0.8 * push / float(np.linalg.norm(push))
+        self.offset = 0.8 * push / np.linalg.norm(push)
         self.phase = float(rng.uniform(0, math.pi))
         mean, covariance = latent.start.mean, latent.start.covariance
         stds = np.sqrt(np.diag(covariance))
@@ -158,9 +158,9 @@ class TestControl:
         self.start = self.scale * mean + self.shift, self.scale**2 * covariance
 
     def feedback(self, t: float) -> Feedback:
-        latent, horizon = self.pairs.latent, self.pairs.horizon
-        wave = math.cos(self.phase + math.pi * t / horizon) / math.sqrt(horizon)
-        return wave * self.gain / latent.spread(t), self.offset * (1 + wave * math.sqrt(horizon)) / math.sqrt(horizon)
+        unit = 1 / math.sqrt(self.pairs.horizon)
+        wave = math.cos(self.phase + math.pi * t / self.pairs.horizon)
+        return (unit * wave / self.pairs.latent.spread(t)) * self.gain, unit * (1 + wave) * self.offset
 
     @cached_property
     def control(self) -> Control:

@@ -19,7 +19,8 @@ CLAIM = Claim(
     "eq-3.13",
     "The objective separates: a control problem from every start, then one over the initial law",
     "Tang 2403.06279, (3.13)-(3.15)",
-    r"""\max_{u,\nu} \int \nu(dy) J(u, y) - \alpha KL(\nu \| p_noise), J(u, y) = E_{Q^u_y}[r(Y_T) - \frac{\alpha}{2} \int |u|^2];
+    r"""\max_{u,\nu} \int \nu(dy) J(u, y) - \alpha KL(\nu \| p_noise),
+J(u, y) = E_{Q^u_y}[r(Y_T) - \frac{\alpha}{2} \int |u|^2];
 v(0, y) = \max_u J(u, y), and the maximum over \nu is \alpha \log C.""",
 )
 
@@ -43,7 +44,7 @@ def best_control_from_a_point(case: Case) -> None:
 
 @CLAIM.check(EXACT)
 def initial_law_for_the_best_control(case: Case) -> None:
-    """E_nu v(0, .) - temperature KL(nu || p_noise) = temperature [log C - KL(nu || nu*)] for nu*, p_noise and two others."""
+    """E_nu v(0, .)/temperature - KL(nu || p_noise) = log C - KL(nu || nu*) for nu*, p_noise and two others."""
     no_running_reward(case)
     bench = Workbench.of(case)
     start, star = bench.latent.gaussian_start, bench.latent.moments(0.0, case.answers.initial)
@@ -114,7 +115,7 @@ def reweighted_starts(case: Case) -> None:
 
 
 def value_at_start(bench: Workbench) -> Quadric:
-    """v(0, .)/temperature as a quadratic of the latent start, read off the answers' values at d + 1 + d (d + 1)/2 points."""
+    """v(0, .)/temperature as a quadratic of the latent start, read off the answers' values at points."""
     latent = bench.latent
     latent.sde  # noqa: B018  raises NotApplicable
     mean, covariance = latent.gaussian_start

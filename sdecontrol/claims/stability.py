@@ -29,7 +29,8 @@ CLAIM = Claim(
     "An imperfect control and initial law: TV(p_ft, p_hat) <= eps/2",
     "Tang 2403.06279, Prop. 3.7, (3.33); constant and form: derived",
     r"""KL(p_ft \| \hat p) \le KL(Q^* \| \hat Q)
-= KL(\nu^* \| \hat\nu) + \frac12 E_{Q^*} \int |u^* - \hat u|^2 dt =: \bar\epsilon^2 / 2, hence d_{TV}(p_ft, \hat p) \le \bar\epsilon / 2; an equality of the KLs at \hat u = 0, \hat\nu = p_noise.""",
+= KL(\nu^* \| \hat\nu) + \frac12 E_{Q^*} \int |u^* - \hat u|^2 dt =: \bar\epsilon^2 / 2,
+hence d_{TV}(p_ft, \hat p) \le \bar\epsilon / 2; an equality of the KLs at \hat u = 0, \hat\nu = p_noise.""",
 )
 
 
@@ -65,9 +66,7 @@ def total_variation(case: Case) -> None:
     for name, title in _pairs(bench).items():
         other = gaussian(*bench.flow.fine.moments(name)).log_density(x)
         found = Estimate.mean(np.clip(-np.expm1(np.minimum(other - own, 0.0)), 0.0, 1.0))
-        case.sample_bound(
-            f"{title}: TV(p_ft, p_hat) <= eps/2", found, half_eps(_half_square_error(bench, name).value)
-        )
+        case.sample_bound(f"{title}: TV(p_ft, p_hat) <= eps/2", found, half_eps(_half_square_error(bench, name).value))
 
 
 @CLAIM.check(MONTE_CARLO)

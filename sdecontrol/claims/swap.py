@@ -10,7 +10,6 @@ from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import total_reward
 from sdecontrol.laws import Dirac
 from sdecontrol.moments import moments
-from sdecontrol.simulate import simulate
 
 POINTS = 8
 
@@ -18,8 +17,8 @@ CLAIM = Claim(
     "eq-3.28",
     "Swapping log and E: amplitude grad E[r | Y_t] / temperature is u* iff r is linear and the data Gaussian",
     "Tang 2403.06279, (3.28); where it is exact, and its error: derived",
-    r"""u^{lin} = \frac{\sigma}{\alpha} \nabla_y E_Q[r(Y_T) | Y_t = y]; E[r | y] \le v; for Gaussian data and quadratic r,
-J^{-1} u^{lin} = (I + K P / \alpha) J^{-1} u^*: exact iff K = 0.""",
+    r"""u^{lin} = \frac{\sigma}{\alpha} \nabla_y E_Q[r(Y_T) | Y_t = y]; E[r | y] \le v;
+for Gaussian data and quadratic r, J^{-1} u^{lin} = (I + K P / \alpha) J^{-1} u^*: exact iff K = 0.""",
 )
 
 
@@ -51,12 +50,12 @@ def gaussian_data(case: Case) -> None:
 
 @CLAIM.check(EXACT)
 def loss_of_the_swap(case: Case) -> None:
-    """log C - J(u_lin, nu*)/temperature = E int |u_lin - u*|^2 / 2, zero iff the reward is linear (moment equations)."""
+    """log C - J(u_lin, nu*)/temperature = E int |u_lin - u*|^2 / 2, by the moment equations."""
     no_running_reward(case)
     bench, log_c = Workbench.of(case), float(case.answers.log_normalizer)
     if "swapped" not in bench.flow.members:
         raise NotApplicable("the posterior is known for exact scores only")
-    found, apart = bench.objective("swapped"), bench.read(lambda s: s.apart("swapped"))
+    found, apart = bench.objective("swapped"), bench.apart("swapped")
     case.identity(
         "log C - J(u_lin)/temperature",
         log_c - found.value,
@@ -105,7 +104,7 @@ def mixtures(case: Case) -> None:
 
 @CLAIM.check(MONTE_CARLO)
 def conditional_mean(case: Case) -> None:
-    """E[r(Y_T) | Y_t = y] by paths of the reference from y, against the chain's exact mean; and below v (of the chain)."""
+    """E[r(Y_T) | Y_t = y] by paths of the reference from y, against the chain's exact mean; and below v."""
     no_running_reward(case)
     bench, latent, process = Workbench.of(case), Workbench.of(case).latent, case.problem.process
     bench.check_chain()
@@ -113,10 +112,7 @@ def conditional_mean(case: Case) -> None:
     x = latent.draw(t, 1, case.rng)
     rewards = []
     for fine in (False, True):
-        path = simulate(
-            process, None, x.expand(bench.paths, -1).contiguous(), grid=bench.clock(bench.steps * (1 + fine), t),
-            n=bench.paths, noise=bench.noise_on(bench.clock(2 * bench.steps, t), fine), keep="ends",
-        )  # fmt: skip
+        path = bench.path_from(t, x, None, fine)
         rewards.append(total_reward(case.problem, path) / bench.temperature)
         if bench.affine:
             break

@@ -112,7 +112,7 @@ class Workbench(Pairs):
 
     @property
     def steps(self) -> int:
-        """Steps of the coarse simulations; the fine ones make twice as many. A chain that is known exactly needs few."""
+        """Steps of the coarse simulations, half those of the fine ones; few where the chain is known exactly."""
         if self.affine:
             return 8 if self.quick else 16
         return 12 if self.quick else 32
@@ -143,10 +143,17 @@ class Workbench(Pairs):
         if key not in self._paths:
             control, initial = self.pair(name)
             self._paths[key] = simulate(
-                self.process, control, initial, grid=self.grid(fine), n=self.paths, noise=self.noise_on(self.grid(True), fine),
-                keep="all" if name == "reference" else "ends",
+                self.process, control, initial, grid=self.grid(fine), n=self.paths,
+                noise=self.noise_on(self.grid(True), fine), keep="all" if name == "reference" else "ends",
             )  # fmt: skip
         return self._paths[key]
+
+    def path_from(self, t: float, x: Tensor, control: Any, fine: bool) -> Path:
+        """Paths that all start at the state x (1, D) at time t."""
+        grids = [self.clock(self.steps * factor, t) for factor in (1, 2)]
+        starts = x.expand(self.paths, -1).contiguous()
+        noise = self.noise_on(grids[1], fine)
+        return simulate(self.process, control, starts, grid=grids[fine], n=self.paths, noise=noise, keep="ends")
 
     def pair(self, name: str) -> tuple[Any, Any]:
         """A control and an initial law; where nu* cannot be drawn exactly, starts are from p_noise, see `log_start`."""
@@ -177,7 +184,7 @@ class Workbench(Pairs):
     def profit(self, name: str, fine: bool = False) -> Tensor:
         """r/temperature - int |u|^2 dt / 2 of each path, weighted where nu* is reached by weights: (n,).
 
-        The martingale int u dB is taken away: its mean is zero on every chain, and near the optimum so is the variance left.
+        The martingale int u dB is taken away: its mean is zero, and near the optimum little variance is left.
         """
         path = self.path(name, fine)
         weight = torch.exp(self.log_start(path)) if name in ("optimum", "weak", "reversed") else 1.0

@@ -1,4 +1,4 @@
-"""Which exact answers a problem has: the families of problems with closed forms, and the choice among them."""
+"""Which exact answers a problem has: the families with closed forms, and the choice among them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,21 @@ from sdecontrol.schedules import Schedule
 if TYPE_CHECKING:
     from sdecontrol.problems.base import Problem
 
-_REASON = 'for this initial law the laws of Y_t are not closed; initial="marginal" and points are, for Gaussian data mixtures too'
+_REASON = (
+    'the laws of Y_t are not closed from this initial law; they are from "marginal" and from points, '
+    "and for Gaussian data also from Gaussians and mixtures"
+)
 
 
 def exact_score(problem: Problem) -> ContinuumExact:
-    """The exact score of a Gaussian, a mixture, or either on a subspace, with a quadratic or a step reward."""
+    """The exact score of a Gaussian or a mixture, or of one on a subspace; a quadratic or a step reward."""
     process, reward = problem.process, problem.reward
     if not isinstance(process, ReverseProcess) or not process.has_exact_score:
         raise NoClosedForm("the process is not the reverse diffusion of an exact score")
     if not isinstance(reward, (Quadratic, Step)):
-        raise NoClosedForm("the reward is not Quadratic or Step, whose Gaussian exponential moments are closed")
+        raise NoClosedForm(
+            "the reward is not Quadratic or Step, whose Gaussian exponential moments are closed"
+        )
     if problem.running_reward is not None:
         raise NoClosedForm("with a running reward the value is not a function of the posterior of Y_T alone")
     law, schedule = process.data_law, process.schedule
@@ -43,12 +48,16 @@ def exact_score(problem: Problem) -> ContinuumExact:
     return SubspaceScore(law, _on_space(law.latent, schedule, restricted, problem.temperature, inner), start)
 
 
-def _on_space(law: Law, schedule: Schedule, reward: Quadratic | Step, temperature: float, start: Law | None) -> ScoreExact:
+def _on_space(
+    law: Law, schedule: Schedule, reward: Quadratic | Step, temperature: float, start: Law | None
+) -> ScoreExact:
     """The family on all of R^d, by the data law, the start (None: the noised data law) and the reward."""
     law = law.as_gaussian() if isinstance(law, Isotropic) else law
     start = start.as_gaussian() if isinstance(start, Isotropic) else start
     if not isinstance(law, (Gaussian, GaussianMixture)):
-        raise NoClosedForm(f"the data law is a {type(law).__name__}, not a Gaussian, a mixture or one of them on a subspace")
+        raise NoClosedForm(
+            f"the data law is a {type(law).__name__}, not a Gaussian, a mixture or one of them on a subspace"
+        )
     flow = flow_from(law, schedule, start)
     gaussian_start = start if flow is None and isinstance(start, Gaussian) else None
     if isinstance(reward, Quadratic):

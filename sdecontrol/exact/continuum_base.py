@@ -1,9 +1,9 @@
 """Exact answers about the continuous problem: what `problem.exact` returns.
 
-    maximise E r(Y_T) - temperature KL(Q^{u,nu} || Q):   value v, control u*, the tilted path law Q* and its marginals.
+    maximise E r(Y_T) - temperature KL(Q^{u,nu} || Q)  over u, nu:    value v, control u*, the path law Q*.
 
-Everything is in generation time t (0 = noise, horizon = data) and float64. Each attribute is a closed form or a
-quadrature with its error stated, and raises NoClosedForm with the reason where there is none.
+Everything is in generation time t (0 = noise, horizon = data) and float64. Each attribute is a closed form or
+a quadrature with its error stated, and raises NoClosedForm with the reason where there is none.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ class BlowUp(ValueBlowUp, NoTilt):
 
     def __init__(self, time: float, tilt: NoTilt | None = None):
         super().__init__(
-            f"the value is infinite for every generation time t <= {time:.6g}: there the reward curves upwards faster "
-            "than the law of what is ahead decays. Lower the positive curvature of the reward or raise the temperature.",
+            f"the value is infinite for every generation time t <= {time:.6g}: there the reward curves upwards "
+            "faster than the law of what is ahead decays. Lower the positive curvature of the reward or raise "
+            "the temperature.",
             time,
         )
         if tilt is not None:
@@ -31,7 +32,8 @@ class BlowUp(ValueBlowUp, NoTilt):
 class ContinuumExact:
     """The optimum of one problem: the tilt dQ*/dQ = e^{r(Y_T)/temperature} / C of the reference path law Q.
 
-    This base knows nothing: every attribute raises NoClosedForm with `reason`. A subclass overrides what it knows.
+    This base knows nothing: every attribute raises NoClosedForm with `reason`. A subclass overrides what it
+    knows.
     Source: Tang 2403.06279, Lemma 3.1, Props. 3.4-3.6.
     """
 
@@ -42,7 +44,9 @@ class ContinuumExact:
         return NoClosedForm(f"{what} has no closed form here: {self.reason}")
 
     def check_existence(self) -> None:
-        """Raise ValueBlowUp or NoTilt where the optimum is known not to exist; silent where nothing closed says so."""
+        """Raise ValueBlowUp or NoTilt where the optimum is known not to exist; silent where nothing closed
+        says so.
+        """
 
     def value(self, t: float, x: Tensor) -> Tensor:
         """v(t, x) = temperature log E_Q[e^{r(Y_T)/temperature} | Y_t = x]: (n, d) -> (n,)."""
@@ -50,7 +54,9 @@ class ContinuumExact:
 
     @property
     def control(self) -> Control:
-        """u*(t, x) = amplitude(t) grad v(t, x) / temperature as a Control; also control(t, x): (n, d) -> (n, d)."""
+        """u*(t, x) = amplitude(t) grad v(t, x) / temperature as a Control; also control(t, x): (n, d) -> (n,
+        d).
+        """
         raise self._no("the optimal control")
 
     @property

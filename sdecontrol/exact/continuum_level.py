@@ -1,8 +1,9 @@
-"""The value at one noise level, v/temperature = log sum_i omega_i(y) E_i(y), and its gradient (theory 1.2, 1.3; derived).
+"""The value at one noise level, v/temperature = log sum_i omega_i(y) E_i(y), and its gradient.
 
-Component i of the data law, N(mu_i, Sigma_i), has at level (a, h) the noised law N(a mu_i, S_i), S_i = a^2 Sigma_i + h I,
-responsibilities omega_i proportional to w_i N(y; a mu_i, S_i), and clean given noisy N(mu_i + J_i (y - a mu_i), P_i).
-E_i is the expectation of e^{r/temperature} under the latter; for a quadratic reward log E_i is quadratic in y.
+Component i of the data law, N(mu_i, Sigma_i), has at level (a, h) the noised law N(a mu_i, S_i) with
+S_i = a^2 Sigma_i + h I, responsibilities omega_i proportional to w_i N(y; a mu_i, S_i), and clean given noisy
+N(mu_i + J_i (y - a mu_i), P_i). E_i is the expectation of e^{r/temperature} under the latter; for a quadratic
+reward log E_i is quadratic in y (theory 1.2, 1.3; derived).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sdecontrol.rewards import Quadratic, Reward
 
 
 class Component:
-    """One Gaussian of the data law with a quadratic reward; `reward` is f = r(mu + .)/temperature, about its mean."""
+    """One Gaussian N(mu, Sigma) of the data law; `reward` is f = r(mu + .)/temperature, a quadratic."""
 
     def __init__(self, law: Gaussian, reward: LogQuadratic):
         self.law, self.spectrum, self.reward = law, law.spectrum, reward
@@ -52,7 +53,7 @@ class Component:
         return f.expected(f.noise_law(self.noise(a, h))).compose(gain, torch.zeros_like(f.linear))
 
     def tilted_mean_reward(self, a: float, h: float) -> LogQuadratic:
-        """E f under N(m, P) e^f / E, m = J (y - a mu), as a quadratic in y - a mu: the law is N(Q (m + P gamma), Q P)."""
+        """E f under N(m, P) e^f / E = N(Q (m + P gamma), Q P), m = J (y - a mu): quadratic in y - a mu."""
         f, noise = self.reward, self.noise(a, h)
         factor = torch.eye(len(f.linear), dtype=torch.float64) + noise @ noise.mT @ f.curvature
         spread = noise @ f.noise_law(noise).root
@@ -128,14 +129,15 @@ class QuadraticLevel(Level):
 
     def _build(self) -> tuple[Tensor, ...]:
         rows = [self._whitened(component) for component in self._components]
-        whitening, centre, masses, constants, linear, curvature = (torch.stack(column) for column in zip(*rows))
+        whitening, centre, masses, constants, linear, curvature = map(torch.stack, zip(*rows))
         stacked = whitening.flatten(0, 1)
         return stacked, -centre.flatten()[:, None], self._log_weights + masses, constants, linear, curvature
 
     def _whitened(self, component: Component) -> tuple[Tensor, ...]:
         growth, noised = component.growth(self._a, self._h), component.spectrum.noised(self._a, self._h)
         whitening = noised.whitening()
-        bent = growth.compose(whitening.mT * noised.values, torch.zeros_like(growth.linear))  # W^-1 = W' diag(values)
+        inverse = whitening.mT * noised.values
+        bent = growth.compose(inverse, torch.zeros_like(growth.linear))
         curvature, rotation = torch.linalg.eigh(bent.curvature)
         whitening = rotation.mT @ whitening
         constant = torch.tensor(growth.constant, dtype=torch.float64)
@@ -165,12 +167,16 @@ class QuadraticLevel(Level):
         stacked, _, _, _, linear, curvature = self._terms.like(x)
         z, density, growth = self._expand(x)
         plain, tilted = density.softmax(0), (density + growth).softmax(0)
-        pull = tilted[:, None] * (linear[:, :, None] - curvature[:, :, None] * z) - (tilted - plain)[:, None] * z
+        pull = (
+            tilted[:, None] * (linear[:, :, None] - curvature[:, :, None] * z) - (tilted - plain)[:, None] * z
+        )
         return (stacked.mT @ pull.flatten(0, 1)).mT
 
 
 class PosteriorLevel(Level):
-    """Any reward that knows its Gaussian exponential moment: components by the law's posterior, gradient by reverse mode."""
+    """Any reward that knows its Gaussian exponential moment: components by the law's posterior, gradient by
+    reverse mode.
+    """
 
     def __init__(self, law: Law, reward: Reward, temperature: float, a: float, h: float):
         self._posterior: Any = law.posterior(a, h)

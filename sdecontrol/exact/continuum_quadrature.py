@@ -1,7 +1,8 @@
 """Integrals over the start in one and two dimensions, by the trapezoidal rule in whitened coordinates.
 
-For integrands that are analytic and decay like Gaussians the rule converges faster than any power of the spacing. A box
-grows until what lies on its faces is below rounding; the spacing is halved until two rules agree.
+For integrands that are analytic and decay like Gaussians the rule converges faster than any power of the
+spacing. A box grows until what lies on its faces is below rounding; the spacing is halved until two rules
+agree.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _LARGEST_SHARED_GRID = 2**12
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """One term of an integral: int e^{log_integrand(y)} f(y) dy, to be looked for around N(centre, root root')."""
+    """One term of an integral: int e^{log_integrand(y)} f(y) dy, to be looked for around N(centre, root
+    root').
+    """
 
     centre: Tensor
     root: Tensor
@@ -37,7 +40,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Integral:
-    """log of sum int e^l, and the mean of f under e^l; each with the difference of the last two rules as its error."""
+    """log of sum int e^l, and the mean of f under e^l; each with the difference of the last two rules as its
+    error.
+    """
 
     log_total: float
     log_total_error: float
@@ -97,12 +102,15 @@ def box(dim: int, radius: float, spacing: float) -> Tensor:
 def log_integrals(centres: Tensor, roots: Tensor, log_integrand: Function, sizes: Tensor) -> Tensor:
     """log int e^{l_i(y)} dy, each looked for around N(centre_i, root_i root_i'): (n,).
 
-    Shapes: centres (n, d), lower triangular roots (n, d, d); log_integrand maps (n, m, d) to (n, m). One rule for all,
-    refined as in `integrate`, to at most 2^12 nodes; `sizes` (n,) is the size of what cancels in l_i, whose rounding is
-    not asked to settle.
+    Shapes: centres (n, d), lower triangular roots (n, d, d); log_integrand maps (n, m, d) to (n, m). One rule
+    for all, refined as in `integrate`, to at most 2^12 nodes; `sizes` (n,) is the size of what cancels in
+    l_i, whose rounding is not asked to settle.
     """
     dim, radius, spacing = centres.shape[1], _FIRST_RADIUS, _FIRST_SPACING
-    log_det, previous = roots.diagonal(dim1=1, dim2=2).log().sum(1), torch.full((), torch.inf, dtype=torch.float64)
+    log_det, previous = (
+        roots.diagonal(dim1=1, dim2=2).log().sum(1),
+        torch.full((), torch.inf, dtype=torch.float64),
+    )
     while True:
         z = box(dim, radius, spacing)
         log_terms = log_integrand(centres[:, None] + z @ roots.mT)
@@ -124,7 +132,9 @@ def piece_at(law: Law, log_integrand: Function, f: Function) -> Piece:
 
 
 def mean_under(law: Law, f: Function, log_weight: Function | None = None) -> float:
-    """E f(X), or E f(X) e^w / E e^w, for X a Gaussian, a mixture or a point. Raises NoClosedForm above two dimensions."""
+    """E f(X), or E f(X) e^w / E e^w, for X a Gaussian, a mixture or a point. Raises NoClosedForm above two
+    dimensions.
+    """
     if isinstance(law, Dirac):
         return float(f(law.mean[None]))
     if isinstance(law, GaussianMixture):
@@ -132,7 +142,9 @@ def mean_under(law: Law, f: Function, log_weight: Function | None = None) -> flo
     elif isinstance(law, Gaussian):
         parts = [(0.0, law)]
     else:
-        raise NoClosedForm(f"the mean of a function under a {type(law).__name__} has no closed form or stated quadrature")
+        raise NoClosedForm(
+            f"the mean of a function under a {type(law).__name__} has no closed form or stated quadrature"
+        )
     weight = log_weight or (lambda y: torch.zeros(len(y), dtype=torch.float64))
     return integrate([piece_at(part, _product(part, w, weight), f) for w, part in parts]).mean
 

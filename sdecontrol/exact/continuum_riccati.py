@@ -1,13 +1,16 @@
-"""Affine dynamics dY = (A Y + b) dt + sigma dB with a quadratic reward and a quadratic running reward: Riccati equations.
+"""Affine dynamics dY = (A Y + b) dt + sigma dB with a quadratic reward and a quadratic running reward:
+Riccati equations.
 
-In units of the temperature, with v/temperature = c + gamma . x - x' kappa x / 2 and the running reward rho likewise,
+In units of the temperature, with v/temperature = c + gamma . x - x' kappa x / 2 and the running reward rho
+likewise,
 
     kappa' = -(A'kappa + kappa A) + sigma^2 kappa^2 - rho_K,        kappa(T) = reward's,
     gamma' = -A'gamma + kappa b + sigma^2 kappa gamma - rho_g,
     c'     = -b . gamma + sigma^2 (tr kappa - |gamma|^2) / 2 - rho_c,
 
-and u* = sigma (gamma - kappa x). The energy to go e(t, x) = E*[int_t^T |u*|^2/2 | Y_t = x] = e_c + e_g . x + x'Ex/2 obeys the
-linear equation of the controlled process (A_* = A - sigma^2 kappa, b_* = b + sigma^2 gamma) and is solved along.
+and u* = sigma (gamma - kappa x). The energy to go e(t, x) = E*[int_t^T |u*|^2/2 | Y_t = x] = e_c + e_g . x +
+x'Ex/2 obeys the linear equation of the controlled process (A_* = A - sigma^2 kappa, b_* = b + sigma^2 gamma)
+and is solved along.
 Source: derived (the HJB equation, Tang 2403.06279 (3.18), with a quadratic ansatz).
 """
 
@@ -37,7 +40,9 @@ if TYPE_CHECKING:
     from sdecontrol.problems.base import Problem
 
 _TOLERANCES = {"method": "DOP853", "rtol": 1e-13, "atol": 1e-14}
-_DIVERGED = 1e9  # kappa int sigma^2 dt at which the value has blown up: the time left is then a 1e-9 of the horizon
+_DIVERGED = (
+    1e9  # kappa int sigma^2 dt at which the value has blown up: the time left is then a 1e-9 of the horizon
+)
 Array = np.ndarray
 
 
@@ -46,7 +51,9 @@ class Backward:
 
     def __init__(self, process: Process, reward: LogQuadratic, running: LogQuadratic):
         self.process, self.dim, self.horizon = process, process.dim, process.horizon
-        self._running = tuple(np.asarray(part) for part in (running.curvature, running.linear, running.constant))
+        self._running = tuple(
+            np.asarray(part) for part in (running.curvature, running.linear, running.constant)
+        )
         end = np.concatenate([reward.curvature.numpy().ravel(), reward.linear.numpy(), [reward.constant]])
         times = np.linspace(0, self.horizon, 64)
         clock = self.horizon * float(np.mean([process.amplitude(float(t)) ** 2 for t in times]))
@@ -63,7 +70,9 @@ class Backward:
         if self.solution.status == 1:
             raise self._blow_up(float(self.solution.t[-1]), self.solution.y[:, -1])
         if self.solution.status != 0:
-            raise NoClosedForm(f"the Riccati equation could not be solved below t = {self.solution.t[-1]:.6g}")
+            raise NoClosedForm(
+                f"the Riccati equation could not be solved below t = {self.solution.t[-1]:.6g}"
+            )
 
     def _blow_up(self, t: float, y: Array) -> BlowUp:
         """Close to its pole an eigenvalue of kappa is -1 / (sigma^2 (t - t_pole))."""
@@ -97,19 +106,27 @@ class Backward:
     def value(self, t: float) -> LogQuadratic:
         """v(t, .) / temperature."""
         kappa, gamma, c = self._split(self._at(t))
-        return LogQuadratic(symmetric(torch.from_numpy(kappa.copy())), torch.from_numpy(gamma.copy()), float(c))
+        return LogQuadratic(
+            symmetric(torch.from_numpy(kappa.copy())), torch.from_numpy(gamma.copy()), float(c)
+        )
 
     def energy(self, t: float) -> LogQuadratic:
         """e(t, .)."""
         matrix, slope, rest = self._split(self._at(t)[self.dim * (self.dim + 1) + 1 :])
-        return LogQuadratic(-symmetric(torch.from_numpy(matrix.copy())), torch.from_numpy(slope.copy()), float(rest))
+        return LogQuadratic(
+            -symmetric(torch.from_numpy(matrix.copy())), torch.from_numpy(slope.copy()), float(rest)
+        )
 
 
 class RiccatiExact(ContinuumExact):
-    """Every answer for an affine process; accuracy about 1e-11 relative, that of the integrator (DOP853, rtol 1e-13)."""
+    """Every answer for an affine process; accuracy about 1e-11 relative, that of the integrator (DOP853, rtol
+    1e-13).
+    """
 
     def __init__(self, process: Process, reward: Quadratic, running: Quadratic | None, temperature: float):
-        super().__init__(process.horizon, temperature, "the initial law is not Gaussian, a mixture or a point")
+        super().__init__(
+            process.horizon, temperature, "the initial law is not Gaussian, a mixture or a point"
+        )
         self.process, self.start, self.running = process, process.initial_law(), running
         none = LogQuadratic.zero(process.dim)
         rho = none if running is None else LogQuadratic.of(running, 1 / temperature)
@@ -137,7 +154,9 @@ class RiccatiExact(ContinuumExact):
     def log_normalizer(self) -> float:
         """log E_{p_noise} e^{v(0, .)/temperature}."""
         if self.running is None:
-            self.reference.log_expectation(self.reward, self.temperature)  # names the curvature that p_pre admits
+            self.reference.log_expectation(
+                self.reward, self.temperature
+            )  # names the curvature that p_pre admits
         return self.start.log_expectation(self.first_growth, 1.0)
 
     @cached_property
@@ -159,7 +178,9 @@ class RiccatiExact(ContinuumExact):
 
     @cached_property
     def objective_untilted(self) -> float:
-        return self.temperature * LogQuadratic.of(self.first_growth).mean(self.start.mean, self.start.covariance)
+        return self.temperature * LogQuadratic.of(self.first_growth).mean(
+            self.start.mean, self.start.covariance
+        )
 
     @cached_property
     def reference(self) -> Law:
@@ -177,11 +198,15 @@ class RiccatiExact(ContinuumExact):
         return self._forward(self.initial, self._check_time(t), controlled=True)
 
     def _forward(self, law: Law, t: float, controlled: bool) -> Law:
-        """The law at t of the process from `law`: m' = A m + b, V' = A V + V A' + sigma^2 I, with A_*, b_* under control."""
+        """The law at t of the process from `law`: m' = A m + b, V' = A V + V A' + sigma^2 I, with A_*, b_*
+        under control.
+        """
         if t == 0:
             return law
         if isinstance(law, GaussianMixture):
-            return mixture(law.log_weights, [self._forward(component, t, controlled) for component in law.components])
+            return mixture(
+                law.log_weights, [self._forward(component, t, controlled) for component in law.components]
+            )
         parameters = gaussian_parameters(law)
         if parameters is None:
             raise self._no("the law of Y_t")
@@ -192,7 +217,9 @@ class RiccatiExact(ContinuumExact):
             a, b = drift(tau)
             v = y[d:].reshape(d, d)
             spread = a @ v
-            return np.concatenate([a @ y[:d] + b, (spread + spread.T + self.process.amplitude(tau) ** 2 * np.eye(d)).ravel()])
+            return np.concatenate(
+                [a @ y[:d] + b, (spread + spread.T + self.process.amplitude(tau) ** 2 * np.eye(d)).ravel()]
+            )
 
         start = np.concatenate([parameters[0].numpy(), parameters[1].numpy().ravel()])
         y = torch.from_numpy(_solved(rate, start, t))
@@ -217,7 +244,11 @@ def _solved(rate: Callable[[float, Array], Array], start: Array, t: float) -> An
 
 def affine_quadratic(problem: Problem) -> ContinuumExact:
     """An affine process, a quadratic reward and a quadratic running reward or none."""
-    process, reward, running = problem.process, as_quadratic(problem.reward), as_quadratic(problem.running_reward)
+    process, reward, running = (
+        problem.process,
+        as_quadratic(problem.reward),
+        as_quadratic(problem.running_reward),
+    )
     if reward is None or (problem.running_reward is not None and running is None):
         raise NoClosedForm("the reward and the running reward are not both Quadratic")
     for t in (0.0, process.horizon):

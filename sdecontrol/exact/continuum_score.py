@@ -1,8 +1,9 @@
-"""Reverse diffusions with the exact score of a Gaussian or a mixture and a reward with a closed Gaussian moment.
+"""Reverse diffusions with the exact score of a Gaussian or a mixture and a reward with a closed Gaussian
+moment.
 
-Value and control are closed for every initial law. Under Q the component of the data and Y_t have the joint law
-weight_i F_i(t), see `continuum_flow`; under Q* the same tilted by E_i(t, .), see `continuum_level`. Where the F_i are
-Gaussian, C, nu*, p_ft, Q*_t and the path KL follow (theory 1.1-1.3, 1.5; derived).
+Value and control are closed for every initial law. Under Q the component of the data and Y_t have the joint
+law weight_i F_i(t), see `continuum_flow`; under Q* the same tilted by E_i(t, .), see `continuum_level`. Where
+the F_i are Gaussian, C, nu*, p_ft, Q*_t and the path KL follow (theory 1.1-1.3, 1.5; derived).
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from torch import Tensor
 from sdecontrol.controls import AffineControl, Control, StateControl
 from sdecontrol.errors import NoClosedForm, NoTilt
 from sdecontrol.exact.continuum_base import BlowUp, ContinuumExact
-from sdecontrol.exact.continuum_flow import DataLaw, Flow, components, log_weights, mixture, pushed, tilted_transition
+from sdecontrol.exact.continuum_flow import (
+    DataLaw,
+    Flow,
+    components,
+    log_weights,
+    mixture,
+    pushed,
+    tilted_transition,
+)
 from sdecontrol.exact.continuum_level import AffineLevel, Component, Level, QuadraticLevel, about
 from sdecontrol.exact.continuum_quadrature import mean_under
 from sdecontrol.exact.pushforward import gaussian_parameters
@@ -35,7 +44,13 @@ class ScoreExact(ContinuumExact):
     """What does not depend on the kind of reward. `flow` None: value and control only."""
 
     def __init__(
-        self, law: DataLaw, schedule: Schedule, reward: Reward, temperature: float, flow: Flow | None, reason: str = ""
+        self,
+        law: DataLaw,
+        schedule: Schedule,
+        reward: Reward,
+        temperature: float,
+        flow: Flow | None,
+        reason: str = "",
     ):
         super().__init__(schedule.horizon, temperature, reason)
         self.law, self.schedule, self.reward, self._flow = law, schedule, reward, flow
@@ -48,7 +63,9 @@ class ScoreExact(ContinuumExact):
     @property
     def flow(self) -> Flow:
         if self._flow is None:
-            raise self._no("the law of Y_t without control, on which C, nu* and the laws under the optimum rest,")
+            raise self._no(
+                "the law of Y_t without control, on which C, nu* and the laws under the optimum rest,"
+            )
         return self._flow
 
     @abstractmethod
@@ -76,7 +93,9 @@ class ScoreExact(ContinuumExact):
 
     @cached_property
     def control(self) -> Control:
-        return StateControl(lambda t, x: self.amplitude(t) * self.level(self._noise_level(t)).gradient(x), elementwise=True)
+        return StateControl(
+            lambda t, x: self.amplitude(t) * self.level(self._noise_level(t)).gradient(x), elementwise=True
+        )
 
     @cached_property
     def log_masses(self) -> Tensor:
@@ -97,24 +116,36 @@ class ScoreExact(ContinuumExact):
         """From a point there is nothing to tilt: p_ft itself."""
         if self._flow is not None and isinstance(self._flow.start, Dirac):
             return self.terminal
-        raise NoClosedForm("the law of Y_T under u* from p_noise is closed for Gaussian data with a quadratic reward")
+        raise NoClosedForm(
+            "the law of Y_T under u* from p_noise is closed for Gaussian data with a quadratic reward"
+        )
 
 
 class QuadraticScore(ScoreExact):
     """A quadratic reward: p_ft and every Q*_t are mixtures of as many Gaussians as the data law."""
 
     def __init__(
-        self, law: DataLaw, schedule: Schedule, reward: Quadratic, temperature: float, flow: Flow | None, reason: str = ""
+        self,
+        law: DataLaw,
+        schedule: Schedule,
+        reward: Quadratic,
+        temperature: float,
+        flow: Flow | None,
+        reason: str = "",
     ):
         super().__init__(law, schedule, reward, temperature, flow, reason)
         self.quadratic = reward
         self.components = [Component.of(component, reward, temperature) for component in components(law)]
 
     def _level(self, s: float) -> Level:
-        return QuadraticLevel(log_weights(self.law), self.components, self.schedule.alpha(s), self.schedule.h(s))
+        return QuadraticLevel(
+            log_weights(self.law), self.components, self.schedule.alpha(s), self.schedule.h(s)
+        )
 
     def check_existence(self) -> None:
-        """P grows with the noise level, so the value is finite at every time iff at t = 0; then C has the last word."""
+        """P grows with the noise level, so the value is finite at every time iff at t = 0; then C has the
+        last word.
+        """
         tilt = self._no_tilt()
         if self._lowest(self.horizon) <= 0:
             raise BlowUp(self.horizon - brentq(self._lowest, 0.0, self.horizon, xtol=1e-15, rtol=1e-14), tilt)
@@ -137,7 +168,9 @@ class QuadraticScore(ScoreExact):
     def growth(self, s: float) -> list[Quadratic]:
         """log E_i at level s, as rewards at temperature 1."""
         a, h = self.schedule.alpha(s), self.schedule.h(s)
-        return [about(component.growth(a, h), a * component.law.mean).as_reward() for component in self.components]
+        return [
+            about(component.growth(a, h), a * component.law.mean).as_reward() for component in self.components
+        ]
 
     def marginal(self, t: float) -> Law:
         s = self._noise_level(t)
@@ -195,17 +228,22 @@ class GaussianScore(QuadraticScore):
 
     @cached_property
     def untilted_terminal(self) -> Law:
-        """p_noise pushed through the law of Y_T given Y_0 under Q*, the posterior tilted by e^{r/temperature}."""
+        """p_noise pushed through the law of Y_T given Y_0 under Q*, the posterior tilted by
+        e^{r/temperature}.
+        """
         f = LogQuadratic.of(self.quadratic, 1 / self.temperature)
         transition = self.law.posterior(self.schedule.alpha(self.horizon), self.schedule.h(self.horizon))
         tilted = tilted_transition(transition, [f], transition.reweight)
-        return mixture(self.flow.log_weights, [pushed(tilted, 0, start) for start in self.flow.at(self.horizon)])
+        return mixture(
+            self.flow.log_weights, [pushed(tilted, 0, start) for start in self.flow.at(self.horizon)]
+        )
 
 
 def tilt_kl(f: LogQuadratic, law: Law, tilted: Law, log_normalizer: float) -> float:
     """KL(p e^f/C || p) = E_{tilted} f - log C, for a Gaussian or a point p in a form free of cancellation:
 
-    |w|^2/2 + KL(N(0, H^-1) || N(0, I)), the shift and the spread of z in x = mean + root z, z ~ N(0, I) under p.
+    |w|^2/2 + KL(N(0, H^-1) || N(0, I)), the shift and the spread of z in x = mean + root z, z ~ N(0, I) under
+    p.
     """
     if gaussian_parameters(law) is None:
         return f.mean(tilted.mean, tilted.covariance) - log_normalizer

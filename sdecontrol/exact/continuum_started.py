@@ -1,4 +1,5 @@
-"""A mixture data law started from a Gaussian that is not the noised data law: everything over the start by quadrature.
+"""A mixture data law started from a Gaussian that is not the noised data law: everything over the start by
+quadrature.
 
     C = int p_noise sum_i omega_i E_i,    Q_t = varrho_t p_s,    varrho_t(x) = E[p_noise(Z)/p_T(Z)],
     Z ~ N((a_T/a_s) x, q) the noised point,    Q*_t = e^{v(t, .)/temperature} varrho_t p_s / C
@@ -39,7 +40,9 @@ _NEWTON_STEPS = 8
 class StartedLaw(TiltedLaw):
     """A tilted law that is drawn by running: a draw of the start, then of the exact transition from it."""
 
-    def __init__(self, base: Law, log_weight: Function, log_normalizer: float, start: Law, transition: Posterior):
+    def __init__(
+        self, base: Law, log_weight: Function, log_normalizer: float, start: Law, transition: Posterior
+    ):
         super().__init__(base, log_weight, log_normalizer)
         self.start, self.transition = start, transition
 
@@ -48,7 +51,9 @@ class StartedLaw(TiltedLaw):
 
 
 class StartedScore(ScoreExact):
-    """What the two kinds of reward share, given the pieces of the integral of p_noise e^{v(0, .)/temperature} f."""
+    """What the two kinds of reward share, given the pieces of the integral of p_noise e^{v(0, .)/temperature}
+    f.
+    """
 
     law: GaussianMixture
     start: Gaussian
@@ -105,7 +110,9 @@ class StartedScore(ScoreExact):
     def _transition(self, s: float) -> Posterior:
         """Y_t given Y_0, without control."""
         end = self.horizon
-        return self._noised(s).posterior(self.schedule.ratio(end, s), self.schedule.transition_variance(end, s))
+        return self._noised(s).posterior(
+            self.schedule.ratio(end, s), self.schedule.transition_variance(end, s)
+        )
 
     def _uncontrolled(self, s: float) -> Law:
         """Q_t = varrho_t p_s."""
@@ -118,15 +125,21 @@ class StartedScore(ScoreExact):
         ratio = self.schedule.ratio(self.horizon, s)
         noising = Gaussian([0.0] * self.dim, self.schedule.transition_variance(self.horizon, s))
         ratios = StartRatio(self.start, self._noised(self.horizon), noising)
-        return lambda x: torch.cat([ratios.log_mean(ratio * part.to(torch.float64)) for part in x.split(_ROWS)])
+        return lambda x: torch.cat(
+            [ratios.log_mean(ratio * part.to(torch.float64)) for part in x.split(_ROWS)]
+        )
 
 
 class StartRatio:
-    """E p_noise(Z)/p_T(Z) for Z = centre + noising: the integrand's mode by Newton, then quadrature around it."""
+    """E p_noise(Z)/p_T(Z) for Z = centre + noising: the integrand's mode by Newton, then quadrature around
+    it.
+    """
 
     def __init__(self, start: Gaussian, noised: GaussianMixture, noising: Gaussian):
         self.start, self.noised, self.noising = start, noised, noising
-        self._precisions = torch.linalg.inv(torch.stack([component.covariance for component in noised.components]))
+        self._precisions = torch.linalg.inv(
+            torch.stack([component.covariance for component in noised.components])
+        )
         self._outer = torch.linalg.inv(start.covariance) + torch.linalg.inv(noising.covariance)
 
     def _log_integrand(self, y: Tensor, centre: Tensor) -> Tensor:
@@ -136,7 +149,9 @@ class StartRatio:
         return log_terms.view(y.shape[:2])
 
     def _curvature(self, y: Tensor) -> Tensor:
-        """(n, d, d), positive: p_T is wider than the noising. Exact where one component of p_T prevails, as far out."""
+        """(n, d, d), positive: p_T is wider than the noising. Exact where one component of p_T prevails, as
+        far out.
+        """
         omega = self.noised.log_responsibilities(y).exp()
         return self._outer - torch.einsum("nk,kij->nij", omega, self._precisions)
 
@@ -147,7 +162,11 @@ class StartRatio:
             slope = self.start.score(y) - self.noised.score(y) + self.noising.score(y - centre)
             y = y + torch.linalg.solve(self._curvature(y), slope)
         roots = torch.linalg.cholesky(torch.linalg.inv(self._curvature(y)))
-        sizes = self.start.log_prob(y).abs() + self.noised.log_prob(y).abs() + self.noising.log_prob(y - centre).abs()
+        sizes = (
+            self.start.log_prob(y).abs()
+            + self.noised.log_prob(y).abs()
+            + self.noising.log_prob(y - centre).abs()
+        )
         return log_integrals(y, roots, lambda nodes: self._log_integrand(nodes, centre), sizes)
 
 

@@ -1,8 +1,9 @@
-"""A quadratic reward on a mixture data law started from a Gaussian: where its integrals over the start are, if finite.
+"""A quadratic reward on a mixture data law started from a Gaussian: where its integrals over the start are,
+if finite.
 
-Component i contributes p_noise omega_i E_i. As omega_j <= 1, it lies below p_noise E_i omega_i/omega_j for every j, the
-exponential of a quadratic: one that is integrable says where to look, and C is infinite iff, in some direction, their
-minimum does not decay (derived).
+Component i contributes p_noise omega_i E_i. As omega_j <= 1, it lies below p_noise E_i omega_i/omega_j for
+every j, the exponential of a quadratic: one that is integrable says where to look, and C is infinite iff, in
+some direction, their minimum does not decay (derived).
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class StartedQuadratic(StartedScore, QuadraticScore):
         self.start = start
 
     def _no_tilt(self) -> NoTilt | None:
-        """C is finite iff p_noise sum_i omega_i E_i decays in every direction; not asked above two dimensions."""
+        """C is finite iff p_noise sum_i omega_i E_i decays in every direction; not asked above two
+        dimensions.
+        """
         if self.dim > LARGEST_DIMENSION or self._lowest(self.horizon) <= 0:
             return None
         margin = self._margin(1.0)
@@ -53,7 +56,9 @@ class StartedQuadratic(StartedScore, QuadraticScore):
         )
 
     def _margin(self, scale: float) -> float:
-        """Lowest curvature, in units of the start, of -log(p_noise omega_i E_i) far out, for `scale` times the reward."""
+        """Lowest curvature, in units of the start, of -log(p_noise omega_i E_i) far out, for `scale` times
+        the reward.
+        """
         root = covariance_root(self.start.covariance)
         return min(
             _lowest_in_any_direction([symmetric(root.mT @ bound.curvature @ root) for bound in bounds])
@@ -61,7 +66,9 @@ class StartedQuadratic(StartedScore, QuadraticScore):
         )
 
     def _bounds(self, scale: float) -> list[list[LogQuadratic]]:
-        """For each i, logs of p_noise E_i omega_i/omega_j for j = i and then every j: bounds of p_noise omega_i E_i."""
+        """For each i, logs of p_noise E_i omega_i/omega_j for j = i and then every j: bounds of p_noise
+        omega_i E_i.
+        """
         a, h = self.schedule.alpha(self.horizon), self.schedule.h(self.horizon)
         start = _log_density(self.start)
         densities = [_log_density(component.law.noised(a, h)) for component in self.components]
@@ -76,12 +83,18 @@ class StartedQuadratic(StartedScore, QuadraticScore):
         return [_gaussian(bounds) for bounds in self._bounds(1.0)]
 
     def _tilted(self, s: float) -> Law:
-        """Started from nu*: component i with probability omega_i E_i(0) / sum, then its Gaussian tilted by E_i(t)."""
+        """Started from nu*: component i with probability omega_i E_i(0) / sum, then its Gaussian tilted by
+        E_i(t).
+        """
         growth = [LogQuadratic.of(reward) for reward in self.growth(s)]
         transition = tilted_transition(self._transition(s), growth, self._tilted_responsibilities)
         varrho, level = self._log_varrho(s), self.level(s)
         return StartedLaw(
-            self._noised(s), lambda x: varrho(x) + level.log_growth(x), self.log_normalizer, self.initial, transition
+            self._noised(s),
+            lambda x: varrho(x) + level.log_growth(x),
+            self.log_normalizer,
+            self.initial,
+            transition,
         )
 
     def _tilted_responsibilities(self, y: Tensor) -> Tensor:
@@ -108,7 +121,8 @@ class StartedQuadratic(StartedScore, QuadraticScore):
     def expected_reward(self) -> float:
         """E_{p_ft} r: the closed mean of r given the start and the component, integrated over both."""
         pieces = [
-            piece_at(law, self._log_integrand(i), self._mean_reward(i)) for i, law in enumerate(self._envelopes)
+            piece_at(law, self._log_integrand(i), self._mean_reward(i))
+            for i, law in enumerate(self._envelopes)
         ]
         return integrate(pieces).mean
 
@@ -131,13 +145,17 @@ def _gaussian(bounds: list[LogQuadratic]) -> Gaussian:
     """The first integrable e^{bound}, normalised."""
     found = next((bound for bound in bounds if float(torch.linalg.eigvalsh(bound.curvature)[0]) > 0), None)
     if found is None:
-        raise NoClosedForm("no single Gaussian bounds the integrand over the start: quadrature does not know where to look")
+        raise NoClosedForm(
+            "no single Gaussian bounds the integrand over the start: quadrature does not know where to look"
+        )
     covariance = symmetric(torch.linalg.inv(found.curvature))
     return Gaussian(covariance @ found.linear, covariance)
 
 
 def _lowest_in_any_direction(curvatures: list[Tensor]) -> float:
-    """min over directions of the largest of the curvatures there, in one and two dimensions: e^{min of all} decays iff > 0."""
+    """min over directions of the largest of the curvatures there, in one and two dimensions: e^{min of all}
+    decays iff > 0.
+    """
     angles = torch.linspace(0, math.pi, 721 if len(curvatures[0]) == 2 else 1, dtype=torch.float64)
     directions = torch.stack([angles.cos(), angles.sin()], 1)[:, : len(curvatures[0])]
     return float(torch.stack([((directions @ k) * directions).sum(1) for k in curvatures]).amax(0).min())

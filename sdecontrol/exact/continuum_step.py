@@ -1,7 +1,9 @@
-"""A step reward on a Gaussian or mixture data law: v = temperature log sum_i omega_i [1 + (e^{c/temperature} - 1) Phi_i].
+"""A step reward on a Gaussian or mixture data law: v = temperature log sum_i omega_i [1 + (e^{c/temperature}
+- 1) Phi_i].
 
-The reward takes two values, so C alone gives the mass P of p_pre above the threshold, C = 1 + (e^{c/temperature} - 1) P,
-that of p_ft, pi = e^{c/temperature} P / C, and KL(Q* || Q) = pi c/temperature - log C (theory 1.5; derived).
+The reward takes two values, so C alone gives the mass P of p_pre above the threshold, C = 1 +
+(e^{c/temperature} - 1) P, that of p_ft, pi = e^{c/temperature} P / C, and KL(Q* || Q) = pi c/temperature -
+log C (theory 1.5; derived).
 """
 
 from __future__ import annotations
@@ -25,7 +27,13 @@ class StepScore(ScoreExact):
     """Value, control and C closed; the laws under Q* are the closed laws under Q with a bounded log-weight."""
 
     def __init__(
-        self, law: DataLaw, schedule: Schedule, reward: Step, temperature: float, flow: Flow | None, reason: str = ""
+        self,
+        law: DataLaw,
+        schedule: Schedule,
+        reward: Step,
+        temperature: float,
+        flow: Flow | None,
+        reason: str = "",
     ):
         super().__init__(law, schedule, reward, temperature, flow, reason)
         self.step, self.height = reward, reward.height / temperature
@@ -33,7 +41,9 @@ class StepScore(ScoreExact):
     def _level(self, s: float) -> Level:
         if s == 0:
             return DataLevel(self.reward, self.temperature)
-        return PosteriorLevel(self.law, self.reward, self.temperature, self.schedule.alpha(s), self.schedule.h(s))
+        return PosteriorLevel(
+            self.law, self.reward, self.temperature, self.schedule.alpha(s), self.schedule.h(s)
+        )
 
     def marginal(self, t: float) -> Law:
         s = self._noise_level(t)
@@ -56,7 +66,9 @@ class StepScore(ScoreExact):
 
     @cached_property
     def kl_initial(self) -> float:
-        """E_{nu*} v(0, .)/temperature - log C by quadrature: along the direction for a Gaussian, else up to d = 2."""
+        """E_{nu*} v(0, .)/temperature - log C by quadrature: along the direction for a Gaussian, else up to d
+        = 2.
+        """
         if isinstance(self.flow.start, Dirac):
             return 0.0
         start, growth = self._start()
@@ -67,12 +79,15 @@ class StepScore(ScoreExact):
         return self.temperature * mean_under(*self._start())
 
     def _start(self) -> tuple[Law, Callable[[Tensor], Tensor]]:
-        """The start and v(0, .)/temperature; for a Gaussian data law those of direction . E[Y_T | Y_0], on which v depends."""
+        """The start and v(0, .)/temperature; for a Gaussian data law those of direction . E[Y_T | Y_0], on
+        which v depends.
+        """
         start = self.flow.start
         if len(components(self.law)) > 1 or not isinstance(start, (Gaussian, GaussianMixture)):
             return start, self.level(self.horizon).log_growth
-        n, posterior = self.step.direction, self.law.posterior(
-            self.schedule.alpha(self.horizon), self.schedule.h(self.horizon)
+        n, posterior = (
+            self.step.direction,
+            self.law.posterior(self.schedule.alpha(self.horizon), self.schedule.h(self.horizon)),
         )
         offset, gain, covariance = posterior.offsets[0], posterior.gains[0], posterior.covariances[0]
         along = start.affine((n @ gain)[None], (n @ offset)[None])

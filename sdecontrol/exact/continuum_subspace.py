@@ -1,7 +1,8 @@
-"""Data on an affine subspace {offset + B u}: the problem of the latent coordinates z = B'(y - a offset) (theory 1.4; derived).
+"""Data on an affine subspace {offset + B u}: the problem of the latent coordinates z = B'(y - a offset)
+(theory 1.4; derived).
 
-v(t, y) = v_latent(t, z), u* = B u*_latent(z), log C and every KL are the latent ones; p_pre and p_ft live on the subspace,
-nu* and Q*_t carry on the normal coordinates what Q has there.
+v(t, y) = v_latent(t, z), u* = B u*_latent(z), log C and every KL are the latent ones; p_pre and p_ft live on
+the subspace, nu* and Q*_t carry on the normal coordinates what Q has there.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ class SubspaceScore(ContinuumExact):
         return self._on_subspace(self.latent.untilted_terminal)
 
     def marginal(self, t: float) -> Law:
-        """Latent Q*_t times the normal part of Q_t, where p_noise is isotropic there; at t = 0 also from any Gaussian."""
+        """Latent Q*_t times the normal part of Q_t, where p_noise is isotropic there; at t = 0 also from any
+        Gaussian.
+        """
         s = self.horizon - self._check_time(t)
         if s == 0:
             return self._on_subspace(self.latent.marginal(t))
@@ -103,7 +106,11 @@ class SubspaceScore(ContinuumExact):
         normal = self._normal(s)
         if normal is not None:
             return self._around(s, self.latent.marginal(t), *normal)
-        if s == self.horizon and isinstance(self.start, (Gaussian, GaussianMixture)) and isinstance(self.latent, GaussianScore):
+        if (
+            s == self.horizon
+            and isinstance(self.start, (Gaussian, GaussianMixture))
+            and isinstance(self.latent, GaussianScore)
+        ):
             return self.start.tilt(self._first_growth(), 1.0)
         raise self._no("the law of Y_t off the subspace, from a start that is not isotropic there,")
 
@@ -116,7 +123,8 @@ class SubspaceScore(ContinuumExact):
     def _normal(self, s: float) -> tuple[Tensor, float] | None:
         """Mean (D,) and variance of the normal coordinates of Y_t under Q; None where they are not isotropic.
 
-        There the data is the point offset: Y_t given Y_0 has the gain ratio h_s/h_T and the variance h_s q/h_T.
+        There the data is the point offset: Y_t given Y_0 has the gain ratio h_s/h_T and the variance h_s
+        q/h_T.
         """
         schedule, end = self.schedule, self.schedule.horizon
         off_span = self._off_span(self.frame.offset)
@@ -127,7 +135,9 @@ class SubspaceScore(ContinuumExact):
             return None
         gain = schedule.ratio(end, s) * schedule.h(s) / schedule.h(end)
         own = schedule.h(s) * schedule.transition_variance(end, s) / schedule.h(end)
-        mean = schedule.alpha(s) * off_span + gain * (self._off_span(self.start.mean) - schedule.alpha(end) * off_span)
+        mean = schedule.alpha(s) * off_span + gain * (
+            self._off_span(self.start.mean) - schedule.alpha(end) * off_span
+        )
         return mean, own + gain**2 * variance
 
     def _off_span(self, x: Tensor) -> Tensor:

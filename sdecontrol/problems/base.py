@@ -27,14 +27,16 @@ _PROBE_ROWS = 2
 
 
 class Problem:
-    """maximise E[r(Y_T) + int rho(t, Y_t) dt] - temperature KL(Q^{u,nu} || Q) over controls u and initial laws nu.
+    """maximise E[r(Y_T) + int rho(t, Y_t) dt] - temperature KL(Q^{u,nu} || Q) over controls u and initial
+    laws nu.
 
-    reward: (n, *event) -> (n,), maximised. running_reward: a Quadratic or a function (t, x (n, *event)) -> (n,), a rate
-    per unit of time, summed at the left end of each step. temperature: in units of the reward, one unit a nat.
-    Raises, before any work: BadInput for a temperature that is not positive and finite, for rewards that are not callable,
-    of another dimension, or whose answer on two probe points is of a wrong shape or not finite; and, where closed forms
-    decide it, ValueBlowUp (the value is infinite before t = 0 is reached; `.time`) or NoTilt (C is infinite;
-    `.eigenvalue`, `.largest_curvature`).
+    reward: (n, *event) -> (n,), maximised. running_reward: a Quadratic or a function (t, x (n, *event)) ->
+    (n,), a rate per unit of time, summed at the left end of each step. temperature: in units of the reward,
+    one unit a nat.
+    Raises, before any work: BadInput for a temperature that is not positive and finite, for rewards that are
+    not callable, of another dimension, or whose answer on two probe points is of a wrong shape or not finite;
+    and, where closed forms decide it, ValueBlowUp (the value is infinite before t = 0 is reached; `.time`) or
+    NoTilt (C is infinite; `.eigenvalue`, `.largest_curvature`).
     Source: Tang 2403.06279, (3.10)-(3.13).
     """
 
@@ -63,7 +65,9 @@ class Problem:
 
     @cached_property
     def exact(self) -> ContinuumExact:
-        """The exact answers about the continuous problem; NoClosedForm, with the reason, where there are none."""
+        """The exact answers about the continuous problem; NoClosedForm, with the reason, where there are
+        none.
+        """
         return continuum(self)
 
     def running_rate(self, t: float, x: Tensor) -> Tensor:
@@ -125,4 +129,8 @@ def _check_answer(name: str, reward: Any, ask: Callable[[], Any]) -> None:
     seen = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
     check(isinstance(answer, Tensor) and answer.shape == (_PROBE_ROWS,), f"{seen} from the {name} on a batch of {_PROBE_ROWS}",
           f"a tensor of shape ({_PROBE_ROWS},), one number a sample", "Sum over the event's dimensions only.")  # fmt: skip
-    check(bool(torch.isfinite(answer).all()), f"a {name} of {answer.tolist()} on standard normal points", "finite numbers")
+    check(
+        bool(torch.isfinite(answer).all()),
+        f"a {name} of {answer.tolist()} on standard normal points",
+        "finite numbers",
+    )

@@ -1,0 +1,103 @@
+"""Prop. 3.6 by simulation: the pathwise certificate r/temperature - log ratio - log C, and the law of Y_T."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from sdecontrol.claims.base import MONTE_CARLO, Case, NotApplicable
+from sdecontrol.claims.path_law import CLAIM
+from sdecontrol.claims.static import draws_exactly
+from sdecontrol.claims.workbench import Workbench, no_running_reward
+from sdecontrol.estimate import Estimate
+from sdecontrol.evaluate import total_reward
+from sdecontrol.moments import moments
+
+
+@CLAIM.check(MONTE_CARLO)
+def simulated_chain(case: Case) -> None:
+    """Affine problems: simulated moments of Y_T and the mean certificate, against the exact ones of the same chain."""
+    no_running_reward(case)
+    bench, process, log_c = Workbench.of(case), case.problem.process, float(case.answers.log_normalizer)
+    control, initial = bench.pair("optimum")
+    exact = moments(process, process.default_kernel, bench.grid(), initial, control)
+    path = bench.path("optimum")
+    direction = _direction(bench, exact.means[-1])
+    along = path.terminal.double() @ direction
+    mean, variance = float(direction @ exact.means[-1]), float(direction @ exact.covariances[-1] @ direction)
+    case.sample("mean of Y_T along grad r", bench.mean(along - mean), 0.0, scale=math.sqrt(variance))
+    case.sample("variance of Y_T along grad r", bench.mean((along - mean) ** 2), variance)
+    truth = bench.whole_reward_mean(exact.means[-1].numpy(), exact.covariances[-1].numpy()) - exact.kl - log_c
+    residual = bench.mean(_residual(bench, fine=False))
+    title = "certificate: mean of r/temperature - log ratio - log C"
+    case.sample(title, residual, truth, scale=1.0, note="scale: one nat")
+
+
+@CLAIM.check(MONTE_CARLO)
+def pathwise_certificate(case: Case) -> None:
+    """(3.20): R = r/temperature - log ratio - log C vanishes on every path, as do its mean and its square.
+
+    Nested grids with the same noise, extrapolated to vanishing steps.
+    """
+    no_running_reward(case)
+    bench = Workbench.of(case)
+    bench.check_grids()
+    residuals = [_residual(bench, fine) for fine in (False, True)]
+    weights = [torch.exp(bench.log_start(bench.path("optimum", fine))) for fine in (False, True)]
+    reward = total_reward(case.problem, bench.path("optimum", True)) / bench.temperature
+    size = math.sqrt(float((weights[1] * (reward - case.answers.log_normalizer).square()).mean()))
+    mean, bias = bench.extrapolate(*(w * r for w, r in zip(weights, residuals)))
+    case.sample("mean of R as the steps vanish", mean, 0.0, bias=bias, scale=size)
+    squares = [w * r.square() for w, r in zip(weights, residuals)]
+    square, bias = bench.extrapolate(*squares)
+    rms = [math.sqrt(float(s.mean())) for s in squares]
+    note = f"rms {rms[0]:.3g}, {rms[1]:.3g} with half the steps, {size:.3g} without control"
+    case.sample("mean square of R as the steps vanish", square, 0.0, bias=bias, scale=size**2, note=note)
+
+
+@CLAIM.check(MONTE_CARLO)
+def terminal_reward(case: Case) -> None:
+    """Other problems: mean reward of Y_T from (nu*, u*) as the steps vanish, against p_ft by the second route."""
+    no_running_reward(case)
+    bench, latent = Workbench.of(case), Workbench.of(case).latent
+    if bench.affine:
+        raise NotApplicable("affine problems are compared with their exact chain")
+    bench.check_grids()
+    reference = latent.reference(bench.horizon)
+    truth = reference.tilt(latent.rho).mean_q
+    rewards = []
+    for fine in (False, True):
+        path = bench.path("optimum", fine)
+        rewards.append(torch.exp(bench.log_start(path)) * total_reward(case.problem, path) / bench.temperature)
+    estimate, bias = bench.extrapolate(*rewards)
+    size = max(float(rewards[1].std()), abs(truth - reference.mean_of(latent.rho)))
+    case.sample("E r(Y_T) / temperature as the steps vanish", estimate, truth, bias=bias, scale=size)
+
+
+@CLAIM.check(MONTE_CARLO)
+def draws_of_the_tilt(case: Case) -> None:
+    """Draws of p_ft itself: their mean reward against the second route's."""
+    no_running_reward(case)
+    bench, latent = Workbench.of(case), Workbench.of(case).latent
+    if not draws_exactly(case.answers.terminal):
+        raise NotApplicable("p_ft is drawn by importance resampling here")
+    truth = latent.reference(bench.horizon).tilt(latent.rho).mean_q
+    x = case.answers.terminal.sample(case.paths, case.noise, "terminal")
+    reward = case.problem.reward(x).double() / bench.temperature
+    case.sample("E r / temperature over draws of p_ft", Estimate.mean(reward), truth, scale=float(reward.std()))
+
+
+def _direction(bench: Workbench, centre: torch.Tensor) -> torch.Tensor:
+    """grad r at a point, of unit length (the first axis where it vanishes)."""
+    rho = bench.whole_reward
+    pull = torch.as_tensor(rho.linear - rho.curvature @ centre.numpy())
+    size = float(pull.norm())
+    return pull / size if size > 0 else torch.eye(len(pull), dtype=torch.float64)[0]
+
+
+def _residual(bench: Workbench, fine: bool) -> torch.Tensor:
+    """R of each path under (u*, nu*)."""
+    path = bench.path("optimum", fine)
+    log_ratio = path.log_ratio() + bench.log_start(path)
+    return total_reward(bench.problem, path) / bench.temperature - log_ratio - bench.answers.log_normalizer
