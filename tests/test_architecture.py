@@ -28,6 +28,7 @@ LAYERS = [
     ["evaluate"],
     ["data", "problems"],
     ["claims"],
+    ["testing"],
     ["report"],
     ["cli", ""],
 ]
@@ -39,6 +40,7 @@ OWNED = {
     "typer": ("cli",),
     "sklearn": (),  # through importlib in `data`, so that the error says what to install
     "torchsde": ("torchsde_adapter", "claims"),
+    "hypothesis": ("testing",),
     "diffusers": ("backends",),
     "transformers": ("backends",),
     "peft": ("backends",),

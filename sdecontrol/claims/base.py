@@ -94,7 +94,7 @@ def agreeing_digits(left: float, right: float, scale: float | None = None) -> fl
     """-log10 of the difference relative to the larger magnitude (or a given scale), at most 16."""
     gap = abs(left - right)
     size = max(abs(left), abs(right)) if scale is None else scale
-    return 16.0 if gap == 0 or size == 0 else min(16.0, max(0.0, -math.log10(gap / size)))
+    return 16.0 if gap == 0 or size == 0 else min(16.0, max(0.0, -math.log10(gap / abs(size))))
 
 
 class Case:
@@ -242,7 +242,7 @@ class Claim:
             return self._report(problem, [], [f"{reason}"], started, seed)
         chosen = set(rungs)
         with torch.no_grad():
-            for rung, function in self.checks:
+            for rung, function in sorted(self.checks, key=lambda entry: RUNGS.index(entry[0])):
                 if rung not in chosen:
                     continue
                 case.rung = rung

@@ -146,7 +146,7 @@ def distance_from_data(case: Case) -> None:
     if process.initial == "marginal":
         raise NotApplicable("started from its noised law p_pre is p_data, so (3.3) is the bound on TV(p_ft, p_pre)")
     cheap = draws_exactly(case.answers.terminal)
-    n = DRAWS if cheap else (300 if case.quick else 1_000)  # a density is then a quadrature a point
+    n = DRAWS if cheap else (300 if case.quick else 600)  # a density is then a quadrature a point
     distance = {}
     plain, tilted = plain_laws(case)
     for name, law, other in (("p_ft", case.answers.terminal, tilted), ("p_pre", case.answers.reference, plain)):

@@ -20,22 +20,18 @@ except ModuleNotFoundError as error:
 from sdecontrol.testing.assertions import Inconclusive, assert_bound, assert_identity, assert_unbiased
 from sdecontrol.testing.counterexample import CounterExample, Search, check_bound, check_identity, find_counterexample
 from sdecontrol.testing.ledger import Record
-from sdecontrol.testing.snippet import literal, snippet
+from sdecontrol.testing.literals import literal
+from sdecontrol.testing.problem_strategies import affine_controls, grids, kernels, problems, schedules, tilts
+from sdecontrol.testing.snippet import snippet
 from sdecontrol.testing.statements import Bound, Identity, Predicate, Statement
 from sdecontrol.testing.strategies import (
-    affine_controls,
     gaussians,
-    grids,
-    kernels,
     laws,
     mixtures,
-    problems,
     rewards_admitting_a_tilt,
-    schedules,
     spd_matrices,
     subspace_laws,
     temperatures,
-    tilts,
     vectors,
 )
 from sdecontrol.testing.tilts import StaticTilt

@@ -92,7 +92,7 @@ class Search:
     def __str__(self) -> str:
         relation = self.statement.relation(*self.statement.functions)
         passed_over = f", {self.undefined} of them undefined" if self.undefined else ""
-        tightest = f", largest left/right {self.tightest:.4g}" if self.tightest is not None else ""
+        tightest = f", largest left/right {self.tightest:.6f}" if self.tightest is not None else ""
         seen = f"{self.examples} examples{passed_over}{tightest}, {self.seconds:.1f} s, seed {self.seed}"
         found = f"\n{self.counterexample}" if self.counterexample is not None else ""
         return f"{relation}: {self.verdict} ({seen}){found}"
@@ -104,8 +104,8 @@ def find_counterexample(
     """The simplest problem found at which the statement fails, or None when `max_examples` problems had none.
 
     statement: a `Bound`, an `Identity`, or a function of a problem that returns a truth value. problems: a strategy of
-    hypothesis; those of this package shrink to the simplest case. The same seed tries the same problems.
-    Print it: it holds a runnable snippet.
+    hypothesis; those of this package shrink to the simplest case. The same program with the same seed tries the same
+    problems. Print it: it holds a runnable snippet.
     """
     return search(statement, problems=problems, max_examples=max_examples, seed=seed).counterexample
 

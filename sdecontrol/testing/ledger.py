@@ -1,4 +1,4 @@
-"""What the sampling assertions of a session declared: one record each, and the rate at which any of them fails by chance.
+"""What the sampling assertions of a session declared and saw, one record each.
 
 This module needs the standard library only; the pytest plugin reads it where it has been imported by somebody else.
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 class Record:
     """One `assert_unbiased`: what it saw, and what it had declared.
 
-    z: the largest |value - truth| / stderr of its entries; it fails beyond z_critical, which true statements exceed with
-    probability false_fail_rate. A true gap of `detectable_gap` is seen with probability 1 - false_pass_rate.
+    z: the largest |value - truth| / stderr of its entries; it fails beyond z_critical, which happens to a true
+    statement with probability false_fail_rate. A true gap of `detectable_gap` is seen with probability 1 - false_pass_rate.
     n: samples behind the estimate; needed: those that would see the gap that was asked for.
     """
 

@@ -1,191 +1,22 @@
-"""Python source of problems, with literal numbers, and of the functions that judge them."""
+"""A runnable file that shows a statement at one problem: its functions, what they use, the problem in numbers."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import inspect
-import math
 import sysconfig
 import textwrap
 from collections.abc import Callable, Iterator
-from functools import singledispatch
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-import numpy as np
-import torch
-
-from sdecontrol.controls import AffineControl
 from sdecontrol.errors import BadInput
-from sdecontrol.kernels import Kernel
-from sdecontrol.laws import Dirac, DiscreteLaw, Gaussian, GaussianMixture, Isotropic, Subspace
-from sdecontrol.models import ExactScore
-from sdecontrol.problems.base import Discretised, Problem
-from sdecontrol.processes import Affine, DiffusionProcess, ReverseProcess
-from sdecontrol.rewards import Quadratic, Step
-from sdecontrol.schedules import VE, VP, Cosine, SubVP
+from sdecontrol.testing.literals import literal
 from sdecontrol.testing.statements import Statement, as_statement
-from sdecontrol.testing.tilts import StaticTilt
-from sdecontrol.time import ExplicitGrid, GeometricGrid, LogSNRGrid, UniformGrid
-
 
 _HOMES_OF_BUILTINS = ("math", "numpy", "scipy.special", "torch")  # functions in C that do not say where they live
-
-
-@singledispatch
-def literal(value: Any) -> str:
-    """Python source that makes `value` again, in terms of `sc`; `literal.register` teaches it your own classes.
-
-    Accuracy: numbers are written in full; matrices that a law keeps by their spectrum come back to rounding.
-    Raises: BadInput for values it has not been taught.
-    """
-    raise BadInput(
-        f"saw a {type(value).__name__}; wanted a value whose source is known. "
-        "Register it: @sdecontrol.testing.literal.register."
-    )
-
-
-def _call(name: str, *positional: Any, **named: Any) -> str:
-    parts = [literal(value) for value in positional]
-    parts += [f"{key}={literal(value)}" for key, value in named.items() if value is not None]
-    return f"{name}({', '.join(parts)})"
-
-
-@literal.register(bool | int | str | None)
-def _(value: Any) -> str:
-    return repr(value)
-
-
-@literal.register(float | np.floating | np.integer)
-def _(value: Any) -> str:
-    number = value.item() if isinstance(value, np.generic) else value
-    return repr(number) if math.isfinite(number) else f'float("{number}")'
-
-
-@literal.register(list | tuple)
-def _(value: Any) -> str:
-    inner = ", ".join(literal(item) for item in value)
-    return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' if len(value) == 1 else ''})"
-
-
-@literal.register(np.ndarray | torch.Tensor)
-def _(value: Any) -> str:
-    return literal(value.tolist())
-
-
-@literal.register
-def _(value: StaticTilt) -> str:
-    return f"sc.testing.{value!r}"
-
-
-@literal.register(VP | VE | SubVP | Cosine | Kernel)
-def _(value: Any) -> str:
-    return f"sc.{value!r}"
-
-
-@literal.register
-def _(value: Gaussian) -> str:
-    return _call("sc.Gaussian", value.mean, value.eigenvalues if value.diagonal else value.covariance)
-
-
-@literal.register
-def _(value: GaussianMixture) -> str:
-    return _call("sc.GaussianMixture", value.weights, value.means, value.covariances)
-
-
-@literal.register
-def _(value: Subspace) -> str:
-    return _call("sc.Subspace", value.basis, value.latent, offset=value.offset)
-
-
-@literal.register
-def _(value: Isotropic) -> str:
-    return _call("sc.Isotropic", value.event_shape, value.std)
-
-
-@literal.register
-def _(value: Dirac) -> str:
-    return _call("sc.Dirac", value.mean)
-
-
-@literal.register
-def _(value: DiscreteLaw) -> str:
-    return _call("sc.laws.DiscreteLaw", value.points, value.weights)
-
-
-@literal.register
-def _(value: Quadratic) -> str:
-    if value.is_linear and not value.constant:
-        return _call("sc.Linear", value.linear)
-    return _call("sc.Quadratic", linear=value.linear, curvature=value.curvature, constant=value.constant)
-
-
-@literal.register
-def _(value: Step) -> str:
-    return _call("sc.Step", value.direction, value.threshold, value.height)
-
-
-@literal.register
-def _(value: AffineControl) -> str:
-    (gain, offset), later = value.affine_at(0.0), value.affine_at(0.5)
-    if not (torch.equal(gain, later[0]) and torch.equal(offset, later[1])):
-        raise BadInput("saw an affine control that changes in time; wanted constants. Write its source by hand.")
-    return _call("sc.AffineControl", gain, offset)
-
-
-@literal.register
-def _(value: UniformGrid) -> str:
-    return _call("sc.TimeGrid.uniform", value.steps)
-
-
-@literal.register
-def _(value: GeometricGrid) -> str:
-    return _call("sc.TimeGrid.geometric", value.steps, s_min=value.s_min, close=value.close)
-
-
-@literal.register
-def _(value: LogSNRGrid) -> str:
-    return _call("sc.TimeGrid.log_snr", value.steps, s_min=value.s_min, close=value.close)
-
-
-@literal.register
-def _(value: ExplicitGrid) -> str:
-    source = _call("sc.TimeGrid.explicit", list(value.times))
-    return source if value.parts == 1 else f"{source}.refine({value.parts})"
-
-
-@literal.register
-def _(value: ReverseProcess) -> str:
-    if not isinstance(value.model, ExactScore):
-        raise BadInput("saw a reverse process without an exact score; wanted one. Write its source by hand.")
-    initial = None if value.initial == "standard" else value.initial
-    return _call("sc.ReverseProcess", value.schedule, value.model.law, initial=initial)
-
-
-@literal.register
-def _(value: DiffusionProcess) -> str:
-    return _call("sc.DiffusionProcess", value.drift, value.amplitude(0.0), value.initial, value.horizon)
-
-
-@literal.register
-def _(value: Affine) -> str:
-    return _call("sc.Affine", *value.at(0.0))
-
-
-@literal.register
-def _(value: Problem) -> str:
-    running = value.running_reward
-    return _call("sc.Problem", value.process, value.reward, temperature=value.temperature, running_reward=running)
-
-
-@literal.register
-def _(value: Discretised) -> str:
-    return f"{literal(value.problem)}.discretise(kernel={literal(value.kernel)}, grid={literal(value.grid)})"
-
-
-# ---------------------------------------------------------------------- functions
 
 
 def snippet(statement: Statement | Callable[[Any], Any], problem: Any) -> str:
@@ -196,26 +27,34 @@ def snippet(statement: Statement | Callable[[Any], Any], problem: Any) -> str:
     """
     statement, written = as_statement(statement), Definitions()
     called = {part: written.add_part(part, function) for part, function in statement.functions.items()}
-    made = written.source(problem)
-    values = [f"{part} = float({name}(problem))" for part, name in called.items()]
-    shown = ", ".join(f"{part} = {{{part}!r}}" for part in called)
-    relation = statement.relation(*called)
-    report = f'print(f"{shown}, {relation}: {{{relation}}}")'
-    body = "\n\n\n".join([*written.functions, "\n".join([f"problem = {made}", *values, report])])
-    testing = ["import sdecontrol.testing"] if "sc.testing." in body else []
-    imports = ["from __future__ import annotations\n", "import sdecontrol as sc", *testing, *written.imports]
-    constants = "\n".join(written.constants)
-    return "\n".join(dict.fromkeys(imports)) + ("\n\n" + constants if constants else "") + f"\n\n\n{body}\n"
+    values = {part: f"{part}_value" for part in called}
+    relation = statement.relation(*values.values())
+    shown = [f"{part} = {{{value}}}" for part, value in values.items()]
+    main = [
+        f"problem = {written.source(problem)}",
+        *(f"{values[part]} = float({function}(problem))" for part, function in called.items()),
+        f'print(f"{", ".join(shown)}; {statement.relation(*called)} is {{{relation}}}")',
+    ]
+    return written.file(main)
 
 
 class Definitions:
     """The imports, constants and functions of a snippet, in an order in which they run."""
 
     def __init__(self) -> None:
-        self.imports: list[str] = []
+        self.imports: dict[str, set[str]] = {}  # module -> names, none for the module itself
         self.constants: list[str] = []
         self.functions: list[str] = []
         self._known: dict[str, Any] = {}
+        self._annotated = False
+
+    def file(self, main: list[str]) -> str:
+        """The whole file, ending with the statements of `main`."""
+        body = "\n\n\n".join([*self.functions, "\n".join(main)])
+        header = ["from __future__ import annotations\n"] if self._annotated else []
+        header += ["import sdecontrol as sc", *(["import sdecontrol.testing"] if "sc.testing." in body else [])]
+        header += [f"from {m} import {', '.join(sorted(names))}" if names else m for m, names in self.imports.items()]
+        return "\n".join(header) + "\n\n" + "".join(f"{line}\n" for line in self.constants) + f"\n{body}\n"
 
     def source(self, value: Any) -> str:
         try:
@@ -237,7 +76,7 @@ class Definitions:
         self._known[name] = value
         found = _import_of(name, value)
         if found is not None:
-            self.imports.append(found)
+            self.imports.setdefault(found[0], set()).update(found[1:])
         elif isinstance(value, FunctionType):
             self._add_function(name, value)
         else:
@@ -249,6 +88,7 @@ class Definitions:
         except (OSError, TypeError, SyntaxError):
             self.functions.append(f"{name} = ...  # {function!r}: its source could not be read")
             return
+        self._annotated |= bool(_annotations(node))
         known = {**function.__globals__, **inspect.getclosurevars(function).nonlocals}
         for used in _free_names(node):
             if used in known and known[used] is not function:
@@ -256,17 +96,18 @@ class Definitions:
         self.functions.append(f"{name} = {text}" if isinstance(node, ast.Lambda) else text)
 
 
-def _import_of(name: str, value: Any) -> str | None:
-    """The import that binds `name` to an installed module, class or function; None where the value is the user's own."""
+def _import_of(name: str, value: Any) -> tuple[str, ...] | None:
+    """What binds `name` to an installed module, class or function: an import statement, or a module and what to take
+    from it. None where the value is the user's own."""
     if isinstance(value, ModuleType):
         plain = value.__name__
-        return f"import {plain}" if plain == name else f"import {plain} as {name}"
+        return (f"import {plain}" if plain == name else f"import {plain} as {name}",)
     module, own = getattr(value, "__module__", None), getattr(value, "__name__", None)
     if not isinstance(own, str):
         return None
     homes = (module.partition(".")[0], module) if isinstance(module, str) else _HOMES_OF_BUILTINS
     public = next((home for home in homes if _installed(home) and _has(home, own, value)), None)
-    return public and f"from {public} import {own}" + ("" if own == name else f" as {name}")
+    return None if public is None else (public, own if own == name else f"{own} as {name}")
 
 
 def _has(module: str, name: str, value: Any) -> bool:
@@ -320,8 +161,12 @@ def _free_names(node: ast.AST) -> Iterator[str]:
     """Names that the code reads and does not bind itself, annotations left out."""
     bound = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
     bound |= {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
-    annotations = [getattr(n, field) for n in ast.walk(node) for field in ("annotation", "returns") if hasattr(n, field)]
-    silent = {id(n) for a in annotations if a is not None for n in ast.walk(a)}
+    silent = {id(n) for annotation in _annotations(node) for n in ast.walk(annotation)}
     for name in ast.walk(node):
         if isinstance(name, ast.Name) and name.id not in bound and id(name) not in silent:
             yield name.id
+
+
+def _annotations(node: ast.AST) -> list[ast.AST]:
+    found = [getattr(n, field, None) for n in ast.walk(node) for field in ("annotation", "returns")]
+    return [annotation for annotation in found if annotation is not None]

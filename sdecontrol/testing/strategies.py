@@ -1,29 +1,22 @@
-"""Hypothesis strategies bounded to the mathematical domain, each shrinking to the simplest case.
+"""Hypothesis strategies of matrices, laws and rewards, bounded to the mathematical domain.
 
-Matrices shrink to the identity, vectors to 0, schedules to a constant rate, laws to N(0, 1), rewards to 0, problems to
-one dimension. Numbers are rounded to a few decimals, so that a counter-example is readable; drawn problems exist
-(the tilt is finite), and their rewards are of the order of the temperature, so that float64 has digits to spare.
+Each shrinks to the simplest case: matrices to the identity, vectors to 0, laws to N(0, I), rewards to 0. Numbers are
+rounded to a few decimals, so that a counter-example is readable; rewards have a tilt and are of the order of the
+temperature, so that float64 has digits to spare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from hypothesis.strategies import DrawFn, SearchStrategy
+from hypothesis.strategies import SearchStrategy
 
-from sdecontrol.controls import AffineControl
 from sdecontrol.errors import check
-from sdecontrol.kernels import DDIM, Ancestral, EulerMaruyama, ExactTransition, Exponential, Kernel, SecondOrder
-from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Isotropic, Law, Subspace
-from sdecontrol.problems.base import Problem
-from sdecontrol.processes import ReverseProcess
+from sdecontrol.laws import Gaussian, GaussianMixture, Isotropic, Law, Subspace
 from sdecontrol.rewards import GaussianLabel, Linear, Quadratic, Reward, Step
-from sdecontrol.schedules import VE, VP, Cosine, Schedule, SubVP
-from sdecontrol.testing.tilts import Floats, StaticTilt
-from sdecontrol.time import TimeGrid
+from sdecontrol.testing.tilts import Floats
 
 CONDITION = 30.0  # largest over smallest eigenvalue of a drawn covariance
 _MARGIN = 0.2  # smallest eigenvalue of I + S^{1/2} K S^{1/2} / temperature of a drawn quadratic
@@ -77,7 +70,7 @@ def _rotated(rotation: Floats, spectrum: Floats) -> Floats:
 
 
 def spd_matrices(dim: int, condition: float = CONDITION) -> SearchStrategy[Floats]:
-    """Symmetric positive definite (dim, dim), eigenvalues in [condition^-1/2, condition^1/2]; shrinks to the identity."""
+    """Symmetric positive definite (dim, dim), eigenvalues within condition^(-1/2), condition^(1/2); shrinks to I."""
     check(condition >= 1, f"condition = {condition}", "a number >= 1")
     return symmetric_matrices(dim, numbers(-0.5, 0.5).map(lambda power: condition**power))
 
@@ -160,122 +153,3 @@ def rewards(dim: int, variance: float, temperature: float) -> SearchStrategy[Rew
         numbers(-5.0, 5.0),
     )
     return st.one_of(st.builds(Linear, slopes), st.builds(Quadratic, slopes, curvatures), labels, steps)
-
-
-# ---------------------------------------------------------------------- schedules, grids, kernels, controls
-
-
-def _linear_rate(kind: Callable[..., Schedule]) -> SearchStrategy[Schedule]:
-    return st.builds(
-        lambda slowest, growth, horizon: kind(slowest, slowest + growth, horizon),
-        numbers(0.1, 2.0),
-        numbers(0.0, 10.0),
-        numbers(0.5, 2.0),
-    )
-
-
-SCHEDULES: dict[type[Schedule], SearchStrategy[Schedule]] = {
-    VP: _linear_rate(VP),
-    VE: st.builds(
-        lambda smallest, ratio, horizon: VE(smallest, smallest * ratio, horizon),
-        numbers(0.01, 1.0),
-        numbers(2.0, 20.0),
-        numbers(0.5, 2.0),
-    ),
-    SubVP: _linear_rate(SubVP),
-    Cosine: st.builds(Cosine, numbers(0.005, 0.1), numbers(-12.0, -1.0), numbers(0.5, 2.0)),
-}
-
-
-def schedules(*kinds: type[Schedule]) -> SearchStrategy[Schedule]:
-    """Schedules of the given classes (default VP, VE, SubVP, Cosine); shrinks to VP with the rate 1 on [0, 1]."""
-    return st.one_of([SCHEDULES[kind] for kind in kinds or SCHEDULES])
-
-
-def grids(steps: int = 12) -> SearchStrategy[TimeGrid]:
-    """Uniform, geometric and log-SNR grids of 1 to `steps` steps; shrinks to one uniform step."""
-    counts, smallest = st.integers(1, steps), numbers(0.01, 0.2)
-    return st.one_of(
-        st.builds(TimeGrid.uniform, counts),
-        st.builds(TimeGrid.geometric, counts, smallest),
-        st.builds(TimeGrid.log_snr, counts, smallest),
-    )
-
-
-def kernels(affine: bool = False) -> SearchStrategy[Kernel]:
-    """Kernels with noise on every step but the last; `affine` adds the exact transition of Gaussian data."""
-    fixed = [EulerMaruyama(), Exponential(), Ancestral(), Ancestral("large"), SecondOrder()]
-    exact = [ExactTransition()] if affine else []
-    return st.one_of(st.sampled_from([*fixed, *exact]), st.builds(DDIM, numbers(0.1, 1.0)))
-
-
-def affine_controls(dim: int = 1, size: float = 1.0) -> SearchStrategy[AffineControl]:
-    """u = B x + b with entries in [-size, size]; shrinks to u = 0."""
-    gains = vectors(dim * dim, size).map(lambda b: b.reshape(dim, dim))
-    return st.builds(AffineControl, gains, vectors(dim, size))
-
-
-# ---------------------------------------------------------------------- problems
-
-STARTS: dict[str, Callable[[int], SearchStrategy[str | Law]]] = {
-    "standard": lambda dim: st.just("standard"),
-    "marginal": lambda dim: st.just("marginal"),
-    "gaussian": gaussians,
-    "point": lambda dim: st.builds(Dirac, vectors(dim)),
-}
-
-
-def widest_output(process: ReverseProcess) -> float:
-    """A bound of the variances of p_pre and of the data law, hence of every clean-given-noisy law in between.
-
-    A component N(mu, S) of the data started from N(m, V) gives P + J V J with P = S h / (a^2 S + h) and
-    J = a S / (a^2 S + h), both increasing in S (theory of Gaussian data; derived).
-    """
-    a, h = process.schedule.alpha(process.horizon), process.schedule.h(process.horizon)
-    variance = widest(process.data_law)
-    if process.initial == "marginal":
-        return variance
-    start = process.initial_law()
-    noisy = a * a * variance + h
-    spread = 0.0 if isinstance(start, Dirac) else widest(start)
-    return max(variance, variance * h / noisy + spread * (a * variance / noisy) ** 2)
-
-
-@st.composite
-def problems(
-    draw: DrawFn,
-    dims: Sequence[int] = (1, 2, 3, 4),
-    schedules: SearchStrategy[Schedule] = schedules(),  # noqa: B008  a strategy is a constant
-    laws: Callable[[int], SearchStrategy[Law]] = laws,
-    initial: Sequence[str] = ("standard", "marginal"),
-    rewards: Callable[[int, float, float], SearchStrategy[Reward]] = rewards,
-    temperatures: SearchStrategy[float] = temperatures(),  # noqa: B008
-) -> Problem:
-    """Fine-tuning problems on reverse diffusions with an exact score, whose tilt exists.
-
-    dims: dimensions to draw from. schedules, temperatures: strategies. laws: dim -> strategy of the data law. initial:
-    any of "standard", "marginal", "gaussian", "point". rewards: (dim, largest variance, temperature) -> strategy.
-    Shrinks to N(0, 1) on the line under VP with rate 1, a standard start, the reward 0 and temperature 1.
-    """
-    dim = draw(st.sampled_from(list(dims)))
-    law = draw(laws(dim))
-    start = draw(STARTS[draw(st.sampled_from(list(initial)))](dim))
-    process = ReverseProcess(draw(schedules), law, start)
-    temperature = draw(temperatures)
-    return Problem(process, draw(rewards(dim, widest_output(process), temperature)), temperature)
-
-
-def tilts(
-    points: int = 6, reward: float = 10.0, temperatures: SearchStrategy[float] = temperatures()  # noqa: B008
-) -> SearchStrategy[StaticTilt]:
-    """Tilts of laws on 2 to `points` points, |reward| up to the given one, weights in ratios up to 100.
-
-    Ten thousand of them take seconds. Shrinks to two points with equal weights, reward 0 and temperature 1.
-    """
-    atoms = st.lists(st.tuples(numbers(-reward, reward), st.integers(1, 100)), min_size=2, max_size=points)
-    return st.builds(_static_tilt, temperatures, atoms)
-
-
-def _static_tilt(temperature: float, atoms: list[tuple[float, int]]) -> StaticTilt:
-    reward, weights = zip(*atoms)
-    return StaticTilt(reward, weights, temperature)
