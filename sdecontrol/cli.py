@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from sdecontrol.errors import BadInput, NoClosedForm, SDEControlError, UnknownName
+from sdecontrol.errors import BadInput, NoClosedForm, NotDefined, SDEControlError, UnknownName
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -200,7 +200,7 @@ def _draw(run: Run, subjects: list[Subject], out: Path) -> None:
     for subject in subjects:
         try:
             run.figures += figures.draw(subject, out, run.seed)
-        except NoClosedForm as reason:
+        except (NoClosedForm, NotDefined) as reason:
             run.notes.append(f"No figure of {subject.problem.name}: {reason}")
 
 

@@ -30,7 +30,7 @@ LAYERS = [
     ["claims"],
     ["testing"],
     ["report"],
-    ["cli", ""],
+    ["cli", "__main__", ""],
 ]
 
 # Third-party packages that only these modules may import, at the top or inside a function.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.mixture import GaussianMixture
 
 from sdecontrol import data
 from sdecontrol.errors import BadInput
@@ -25,7 +26,10 @@ def test_npy_and_csv_hold_the_same_numbers(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "a.csv", ROWS, delimiter=",")
     np.savetxt(tmp_path / "b.csv", ROWS, delimiter=",", header="x,y,z", comments="")
     for name in ("a.npy", "a.csv", "b.csv"):
-        assert np.array_equal(data.read(tmp_path / name).values, ROWS)
+        found = data.read(tmp_path / name)
+        assert np.abs(found.original(found.values) - ROWS).max() < 1e-14
+        assert np.abs(found.values.mean(axis=0)).max() < 1e-14
+        assert np.mean(found.values**2) == pytest.approx(1, rel=1e-14)
 
 
 def test_integers_vectors_and_images_become_rows(tmp_path: Path) -> None:
@@ -135,14 +139,24 @@ def test_mixture_fit_finds_separate_clusters() -> None:
     centres = np.array([[-6.0, 0.0], [0.0, 5.0], [6.0, 0.0]])
     rows = np.concatenate([c + 0.5 * rng.normal(size=(200, 2)) for c in centres])
     law, summary = data.fit(data.from_array(rows), components=3, rank=2)
-    means = law.decode(law.latent.means).numpy()
+    means = law.means.numpy()
     assert (
         np.abs(means[np.argsort(means[:, 0])] - [rows[200 * i : 200 * i + 200].mean(axis=0) for i in range(3)]).max()
         < 0.01
     )
     one = data.fit(data.from_array(rows), components=1, rank=2)[1]
     assert summary.held_out > one.held_out + 1
-    assert torch.allclose(law.latent.log_weights.exp(), torch.full((3,), 1 / 3, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(law.log_weights.exp(), torch.full((3,), 1 / 3, dtype=torch.float64), atol=1e-6)
+
+
+def test_full_rank_mixture_is_the_embedded_one() -> None:
+    rng = np.random.default_rng(2)
+    rows = np.concatenate([rng.normal(size=(200, 2)), 5 + rng.normal(size=(200, 2)) @ [[1.0, 0.5], [0.0, 0.3]]])
+    law, _ = data.fit(data.from_array(rows), components=2, rank=2)
+    space = data.PrincipalSubspace.of(rows, rank=2)
+    mixture = GaussianMixture(2, reg_covar=data.RIDGE * space.encode(rows).var(axis=0).mean(), random_state=0)
+    density = mixture.fit(space.encode(rows)).score_samples(space.encode(rows))  # a rotation, unit Jacobian
+    assert np.abs(law.log_prob(torch.from_numpy(rows)).numpy() - density).max() < 1e-9
 
 
 def test_ten_gaussians_beat_one_on_held_out_digits() -> None:

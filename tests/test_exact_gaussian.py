@@ -126,8 +126,8 @@ def test_one_dimension_against_quadrature(schedule, initial, temperature):
     )
     y, log_wy = panels(np.linspace(-spread, spread, 40))
     line = Line(
-        x, log_wx, y, log_wy, log_normal(x, mu, s), log_normal(y, start[0][0], start[1][0, 0]), g * x - k * x * x / 2,
-        level(1.0), temperature,
+        x, log_wx, y, log_wy, log_normal(x, mu, s), log_normal(y, start[0][0], start[1][0, 0]),
+        g * x - k * x * x / 2, level(1.0), temperature,
     )  # fmt: skip
     truth = line.solve()
     assert truth["log_c"] == pytest.approx(truth["log_c_start"], rel=1e-9)  # (3.26)

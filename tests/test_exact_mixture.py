@@ -228,7 +228,7 @@ def test_mixture_from_a_point_is_a_mixture():
 
 
 def test_far_apart_components_and_sharp_temperatures_stay_exact():
-    """A short horizon keeps the components apart: the integrand over the start has bumps far from the start."""
+    """A short horizon keeps the components apart: the integrand has bumps far out in the start."""
     law = GaussianMixture([0.5, 0.5], [[-3.0], [3.0]], [0.05, 0.2])
     schedule, temperature = VP(0.3, 0.3), 0.05
     exact = Problem(ReverseProcess(schedule, law, "standard"), Linear([1.0]), temperature).exact
@@ -245,6 +245,24 @@ def test_samples_of_the_quadrature_laws():
     for law in (exact.terminal, exact.initial, exact.reference):
         x = law.sample(4000, Noise(3, dtype=torch.float64))
         assert abs(float(x.mean() - law.mean)) < 4 * math.sqrt(float(law.covariance) / 4000)
+
+
+def test_samples_in_the_plane():
+    """Draws by running from nu*: first and second moments against sums over a grid, at 5 standard errors."""
+    exact = planar("standard", INDEFINITE, 0.5).exact
+    line = torch.linspace(-5, 5, 61, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
+    for law in (exact.marginal(0.7), exact.terminal, exact.reference):
+        weights = law.log_prob(grid).softmax(0)
+        mean = weights @ grid
+        spread = (weights[:, None] * (grid - mean)).mT @ (grid - mean)
+        x = law.sample(4000, Noise(1, dtype=torch.float64))
+        z = (x.mean(0) - mean) / (spread.diagonal() / 4000).sqrt()
+        assert float(z.abs().max()) < 5
+        excess = (x - mean).mT @ (
+            x - mean
+        ) / 4000 / spread.diagonal().max() - spread / spread.diagonal().max()
+        assert float(excess.abs().max()) < 5 * math.sqrt(3 / 4000)
 
 
 def test_three_dimensions_have_value_and_control_but_no_normaliser():

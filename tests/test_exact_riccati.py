@@ -141,8 +141,8 @@ def test_a_running_reward_against_brute_force():
 
     nu = exact.initial
     mean, covariance, energy = moments(
-        lambda t: parts(process.affine_drift(t)), lambda t: parts(exact.control.affine_at(t)), lambda t: sigma,
-        nu.mean.numpy(), nu.covariance.numpy(),
+        lambda t: parts(process.affine_drift(t)), lambda t: parts(exact.control.affine_at(t)),
+        lambda t: sigma, nu.mean.numpy(), nu.covariance.numpy(),
     )  # fmt: skip
     assert float(exact.terminal.mean) == pytest.approx(mean[0], rel=1e-9)
     assert float(exact.terminal.covariance) == pytest.approx(covariance[0, 0], rel=1e-9)

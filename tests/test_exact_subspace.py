@@ -11,7 +11,16 @@ from exact_oracles import gaussian_kl, hjb_residual, vp
 
 from sdecontrol.errors import NoClosedForm
 from sdecontrol.exact.continuum_subspace import SubspaceControl
-from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Isotropic, Subspace, SubspaceGaussian, kl
+from sdecontrol.laws import (
+    Dirac,
+    Gaussian,
+    GaussianMixture,
+    Isotropic,
+    Subspace,
+    SubspaceGaussian,
+    TiltedLaw,
+    kl,
+)
 from sdecontrol.noise import Noise
 from sdecontrol.problems.base import Problem
 from sdecontrol.processes import ReverseProcess
@@ -28,7 +37,8 @@ MIXTURE = GaussianMixture(
 )
 CURVATURE = RNG.normal(size=(D, D))
 REWARD = Quadratic(RNG.normal(size=D), 0.2 * (CURVATURE + CURVATURE.T), 0.1)
-STEP = Step(RNG.normal(size=D), 0.3, 1.5)
+NORMAL = RNG.normal(size=D)
+STEP = Step(NORMAL, float(NORMAL @ OFFSET) + 0.3, 1.5)
 SCHEDULE, TEMPERATURE = VP(1.0, 1.0), 0.6
 
 
@@ -167,6 +177,35 @@ def test_a_start_from_a_point_and_an_isotropic_law():
     assert torch.isfinite(law.log_prob(x)).all()
 
 
+def test_a_mixture_start_and_a_start_without_closed_forms():
+    start = GaussianMixture([0.5, 0.5], np.stack([np.ones(D), -np.ones(D)]), [0.7, 0.4])
+    for reward in (REWARD, STEP):
+        problem = ambient(initial=start, reward=reward)
+        exact, a = problem.exact, vp(1.0, 1.0, 1.0)[0]
+        latent = start.affine(torch.tensor(BASIS.T), torch.tensor(-a * BASIS.T @ OFFSET))
+        line = torch.linspace(-8, 8, 161, dtype=torch.float64)
+        y = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
+        growth = exact.latent.value(0.0, y) / TEMPERATURE
+        log_p = latent.log_prob(y) + 2 * math.log(float(line[1] - line[0]))
+        log_c = float((log_p + growth).logsumexp(0))
+        assert exact.log_normalizer == pytest.approx(log_c, rel=1e-9)
+        nu = (log_p + growth - log_c).exp()
+        assert exact.kl_initial == pytest.approx(float(nu @ growth) - log_c, rel=1e-8)
+        assert exact.objective_untilted == pytest.approx(TEMPERATURE * float(log_p.exp() @ growth), rel=1e-8)
+    x = torch.randn(4, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    nu = ambient(initial=start).exact.initial
+    expected = start.log_prob(x) + ambient(initial=start).exact.value(0, x) / TEMPERATURE
+    gap = nu.log_prob(x) - expected
+    assert float((gap - gap[0]).abs().max()) < 1e-9
+
+    tilted = TiltedLaw(Gaussian(np.zeros(D), 1.0), lambda x: -x[:, 0].abs())
+    open_start, standard = ambient(initial=tilted).exact, ambient().exact
+    assert torch.equal(open_start.value(0.3, x), standard.value(0.3, x))  # the value does not know the start
+    assert torch.equal(open_start.control(0.3, x), standard.control(0.3, x))
+    with pytest.raises(NoClosedForm, match="marginal"):
+        open_start.log_normalizer  # noqa: B018
+
+
 def test_affine_gain_and_the_cheap_control_agree():
     control = ambient().exact.control
     assert isinstance(control, SubspaceControl)
@@ -177,21 +216,18 @@ def test_affine_gain_and_the_cheap_control_agree():
 
 
 def test_a_wide_space_costs_its_latent_dimension():
-    big = 20_000
-    basis = torch.linalg.qr(
-        torch.randn(big, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    )[0]
+    """In D = 20 000 nothing of size D x D is made."""
+    wide = 20_000
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(wide, 3, dtype=torch.float64, generator=generator))[0]
     law = SubspaceGaussian(basis, np.zeros(3), np.diag([1.0, 0.5, 0.2]))
-    reward = Quadratic(
-        linear=np.ones(3)
-    )  # rewards on R^D need a (D, D) curvature: give the latent one by a callable
     process = ReverseProcess(VE(0.01, 3.0), law, "standard")
-
-    class Projected(Step):
-        """1{(B'x)_1 > 0.1}."""
-
-    exact = Problem(process, Projected(basis[:, 0], 0.1, 1.0), 0.5).exact
-    x = torch.randn(4, big, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert exact.control(0.5, x).shape == (4, big)
-    assert exact.initial.log_prob(x).shape == (4,)
-    assert reward.dim == 3
+    exact = Problem(process, Step(basis[:, 0] + basis[:, 1], 0.1, 1.0), 0.5).exact
+    latent = ReverseProcess(VE(0.01, 3.0), law.latent, "standard")
+    by_latent = Problem(latent, Step([1.0, 1.0, 0.0], 0.1, 1.0), 0.5).exact
+    x = torch.randn(4, wide, dtype=torch.float64, generator=generator)
+    z = x @ basis
+    assert torch.allclose(exact.value(0.5, x), by_latent.value(0.5, z), rtol=1e-10)
+    assert torch.allclose(exact.control(0.5, x), by_latent.control(0.5, z) @ basis.mT, rtol=1e-8, atol=1e-13)
+    expected = process.initial_law().log_prob(x) + exact.value(0, x) / 0.5 - exact.log_normalizer
+    assert torch.allclose(exact.initial.log_prob(x), expected, rtol=1e-12)

@@ -37,7 +37,7 @@ class Latent:
         if isinstance(self.process, ReverseProcess) and self.process.has_exact_score:
             self.data, self.frame = latent_data(self.process.data_law)
         self._problem = problem
-        self.dim = self.frame.basis.shape[1]
+        self.dim: int = self.frame.basis.shape[1]
         self.codimension = self.process.dim - self.dim
 
     @cached_property
@@ -103,7 +103,7 @@ class Latent:
 
     def reference(self, t: float) -> GaussianSum:
         """Q_t by the second route: the start pushed through the posterior of X_s given X_T."""
-        process = self.process
+        process, data = self.process, self.known_data
         assert isinstance(process, ReverseProcess)
         if self.matched:
             return noised(self.known_data, *self.level(t))
@@ -111,7 +111,7 @@ class Latent:
             return self.start
         s, end = process.noise_level(t), process.horizon
         ratio, q = process.schedule.ratio(end, s), process.schedule.transition_variance(end, s)
-        data = self.known_data if s == 0 else noised(self.known_data, *self.level(t))
+        data = data if s == 0 else self.noised(data, t)
         return Clean.of(data, ratio, q).pushed(*self.gaussian_start)
 
     def log_normal(self, t: float, x: Tensor) -> Array:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from sdecontrol.claims.base import DISCRETE, EXACT, Case, Claim, rounding
+from sdecontrol.claims.base import DISCRETE, EPS, EXACT, Case, Claim, rounding
+from sdecontrol.claims.differences import ROUNDINGS, Slopes, divergence
 from sdecontrol.claims.draws import extrapolated
 from sdecontrol.claims.ode import Measured
 from sdecontrol.claims.posterior import gaussian, gaussian_kl, tilted_mass
@@ -14,7 +17,7 @@ from sdecontrol.claims.workbench import Workbench, no_running_reward
 from sdecontrol.moments import moments
 from sdecontrol.time import TimeGrid
 
-RULE_ERROR = 1e-9  # of log densities by a rule over the start, the library's and the second route's
+POINTS = 4
 
 CLAIM = Claim(
     "prop-3.6",
@@ -70,15 +73,51 @@ def marginal_densities(case: Case) -> None:
     bench, answers, latent = Workbench.of(case), case.answers, Workbench.of(case).latent
     for t in bench.times[:: 2 if case.quick else 1]:
         x = latent.draw(t, 16, case.rng)
-        law, value = latent.reference(t), answers.value(t, x).numpy() / bench.temperature
+        law, value = bench.reference(t), answers.value(t, x).numpy() / bench.temperature
         log_q = law.log_density(latent.encode(t, x))
         left = log_density(answers.marginal(t), x)
         gap = float(np.abs(left - (value + log_q + latent.log_normal(t, x) - answers.log_normalizer)).max())
         size = max(float(np.abs(a).max()) for a in (left, value, log_q))
         error = rounding(size, condition=max(10.0, law.condition), operations=100 * latent.dim)
-        if not latent.matched and len(latent.known_data.clouds) > 1:
-            error += RULE_ERROR
+        error += bench.reference_error
         case.zero(f"t = {t:.3g}: log Q*_t - (v/temperature + log Q_t - log C)", gap, error, scale=size)
+
+
+@CLAIM.check(EXACT)
+def fokker_planck(case: Case) -> None:
+    """Started at nu*, the process under u* has the marginals Q*_t: they solve its Fokker-Planck equation,
+
+    d/dt log q + div c + c . grad log q - sigma^2/2 (lap log q + |grad log q|^2) = 0, c = b + sigma u*.
+    The error is what twice the step changes (16 times that of the step itself), plus the rounding of the differences.
+    """
+    no_running_reward(case)
+    bench, process, answers = Workbench.of(case), case.problem.process, case.answers
+
+    def log_q(t: float, x: Tensor) -> Tensor:
+        return answers.marginal(t).log_prob(x)
+
+    residual, error = 0.0, 0.0
+    for fraction in (0.2, 0.6, 0.9)[:: 2 if case.quick else 1]:
+        t = fraction * process.horizon
+        x = bench.points(t, POINTS, case.rng)
+        sigma, dt, dx = process.amplitude(t), 1e-3 * (process.horizon - t), 1e-2 * bench.narrowest(t)
+
+        def drift(y: Tensor, t: float = t, sigma: float = sigma) -> Tensor:
+            return process.state(t, y).drift + sigma * answers.control(t, y)
+
+        sides = []
+        for factor in (1, 2):
+            q = Slopes.of(log_q, t, x, factor * dt, factor * dx)
+            spread = sigma**2 / 2 * (q.laplacian + q.gradient.square().sum(1))
+            along = (drift(x) * q.gradient).sum(1)
+            sides.append(torch.stack([q.in_time, divergence(drift, x, factor * dx), along, -spread]))
+        fine, coarse = sides
+        size, push = float(fine.abs().max()), float(drift(x).abs().sum(1).max())
+        unit = ROUNDINGS * EPS * float(log_q(t, x).abs().max())
+        noise = unit * (1 / dt + sigma**2 * x.shape[1] / dx**2 + push / dx) + ROUNDINGS * EPS * push / dx
+        residual = max(residual, float(fine.sum(0).abs().max()) / size)
+        error = max(error, (float((fine - coarse).sum(0).abs().max()) + noise) / size)
+    case.zero("residual of the Fokker-Planck equation of Q*_t under u*, over its largest term", residual, error)
 
 
 @CLAIM.check(DISCRETE)

@@ -117,7 +117,7 @@ def reweighted_starts(case: Case) -> None:
 def value_at_start(bench: Workbench) -> Quadric:
     """v(0, .)/temperature as a quadratic of the latent start, read off the answers' values at points."""
     latent = bench.latent
-    latent.sde  # noqa: B018  raises NotApplicable
+    latent.sde, latent.rho  # noqa: B018  raise NotApplicable
     mean, covariance = latent.gaussian_start
     scale = np.sqrt(np.diag(covariance))
     d = latent.dim

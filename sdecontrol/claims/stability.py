@@ -47,6 +47,7 @@ def by_moment_equations(case: Case) -> None:
         error = end.error + half.error
         if name == "reference":
             case.identity(f"{title}: KL(p_ft||p_hat) = eps^2/2", end.value, half.value, error)
+            case.identity(f"{title}: KL(Q*||Q) = eps^2/2", case.answers.path_kl, half.value, half.error)
         else:
             case.bound(f"{title}: KL(p_ft||p_hat) <= eps^2/2", end.value, half.value, error)
         if bench.latent.dim == 1:

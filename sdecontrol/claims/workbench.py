@@ -18,7 +18,7 @@ from torch import Tensor
 from sdecontrol.claims.base import EPS, Case, NotApplicable
 from sdecontrol.claims.draws import OptimalDraws
 from sdecontrol.claims.pairs import THETA, Pairs
-from sdecontrol.claims.plain import Quadric
+from sdecontrol.claims.plain import GaussianSum, Quadric
 from sdecontrol.claims.posterior import exponent, gaussian
 from sdecontrol.claims.quadrature import Array
 from sdecontrol.claims.static import draws_exactly
@@ -31,6 +31,7 @@ from sdecontrol.simulate import simulate
 from sdecontrol.time import TimeGrid
 
 CLOCK = 2  # power of the posterior variance in which steps are even; an integer, for errors in whole powers of the step
+RULE_ERROR = 1e-9  # of log densities by a rule over the start, the library's and the second route's
 LOW = 4  # dimensions up to which everything is cheap
 _KEPT: WeakKeyDictionary[Any, dict[tuple[bool, int], Workbench]] = WeakKeyDictionary()
 
@@ -64,6 +65,19 @@ class Workbench(Pairs):
         mean, covariance = self.flow.fine.moments("reference", int(np.argmin(np.abs(np.array(self.times) - t))))
         return self.latent.lift(t, gaussian(mean, 2.25 * covariance).draw(n, rng))
 
+    def reference(self, t: float) -> GaussianSum:
+        """Q_t at one of `times`: by the posterior of an exact score, else by the moment equations."""
+        if self.latent.data is not None:
+            return self.latent.reference(t)
+        return gaussian(*self.flow.fine.moments("reference", self.times.index(t)))
+
+    @property
+    def reference_error(self) -> float:
+        """Error of log Q_t: of the rule over the start, or of the moment equations at points a few deviations out."""
+        if self.latent.data is None:
+            return 100 * self.flow.relative
+        return RULE_ERROR if not self.latent.matched and len(self.latent.data.clouds) > 1 else 0.0
+
     def narrowest(self, t: float) -> float:
         """The smallest standard deviation at time t: the length over which answers change."""
         if self.latent.data is None:
@@ -89,7 +103,8 @@ class Workbench(Pairs):
         """Paths of one simulation: fewer where a path costs more."""
         components = 1 if self.latent.data is None else len(self.latent.data.clouds)
         cost = math.sqrt(self.process.dim * components) / 1.5
-        return max(2048 if self.affine else 1536, int(self._case_paths / max(1.0, cost)))
+        fewest = 6_000 if self.process.dim <= LOW else 2048 if self.affine else 1536
+        return max(fewest, int(self._case_paths / max(1.0, cost)))
 
     @property
     def draws(self) -> int:
@@ -115,7 +130,7 @@ class Workbench(Pairs):
         """Steps of the coarse simulations, half those of the fine ones; few where the chain is known exactly."""
         if self.affine:
             return 8 if self.quick else 16
-        return 12 if self.quick else 32
+        return 16 if self.quick else 32
 
     def grid(self, fine: bool = False) -> TimeGrid:
         return self.clock(self.steps * (1 + fine))

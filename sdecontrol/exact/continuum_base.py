@@ -20,9 +20,9 @@ class BlowUp(ValueBlowUp, NoTilt):
 
     def __init__(self, time: float, tilt: NoTilt | None = None):
         super().__init__(
-            f"the value is infinite for every generation time t <= {time:.6g}: there the reward curves upwards "
-            "faster than the law of what is ahead decays. Lower the positive curvature of the reward or raise "
-            "the temperature.",
+            f"the value is infinite for every generation time t <= {time:.6g}: there the reward curves "
+            "upwards faster than the law of what is ahead decays. Lower the positive curvature of the reward "
+            "or raise the temperature.",
             time,
         )
         if tilt is not None:
@@ -44,9 +44,7 @@ class ContinuumExact:
         return NoClosedForm(f"{what} has no closed form here: {self.reason}")
 
     def check_existence(self) -> None:
-        """Raise ValueBlowUp or NoTilt where the optimum is known not to exist; silent where nothing closed
-        says so.
-        """
+        """Raise ValueBlowUp or NoTilt where the optimum is known not to exist, at little cost."""
 
     def value(self, t: float, x: Tensor) -> Tensor:
         """v(t, x) = temperature log E_Q[e^{r(Y_T)/temperature} | Y_t = x]: (n, d) -> (n,)."""
@@ -54,15 +52,18 @@ class ContinuumExact:
 
     @property
     def control(self) -> Control:
-        """u*(t, x) = amplitude(t) grad v(t, x) / temperature as a Control; also control(t, x): (n, d) -> (n,
-        d).
-        """
+        """u* = amplitude(t) grad v(t, x) / temperature, a Control; also control(t, x): (n, d) -> (n, d)."""
         raise self._no("the optimal control")
 
     @property
     def log_normalizer(self) -> float:
         """log C = log E_{p_pre} e^{r/temperature} (with a running reward: of the whole path)."""
         raise self._no("log C")
+
+    @property
+    def log_normalizer_error(self) -> float:
+        """Difference of the last two quadrature rules for log C; 0 where it is closed."""
+        return 0.0 * self.log_normalizer
 
     @property
     def optimum(self) -> float:

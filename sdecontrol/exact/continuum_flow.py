@@ -1,9 +1,7 @@
-"""The joint law, under the reference process, of the component of a mixture data law and of Y_t: weight_i
-F_i(t).
+"""The joint law of the component of the data and of Y_t under the reference process: weight_i F_i(t).
 
-It is closed, with Gaussian F_i(t), in three cases: a start from the noised data law, a start from a point,
-and Gaussian data from a Gaussian or a mixture (theory 1.1 item 1: Y_t given Y_0 is clean given noisy, from
-level s to T; derived).
+It is closed, with Gaussian F_i(t), from the noised data law, from a point, and for Gaussian data from a
+Gaussian or a mixture: Y_t given Y_0 is X_s given X_T of forward noising (theory 1.1, item 1; derived).
 """
 
 from __future__ import annotations
@@ -57,10 +55,9 @@ class Matched(Flow):
 
 
 class Started(Flow):
-    """Started from one of `starts` with probability exp(log_weights), each Gaussian or a point.
+    """Started from one of `starts`, each Gaussian or a point, with probability exp(log_weights).
 
-    Given the start, Y_t is the posterior of X_s given X_T, whose component `sources[i]` is affine in the
-    start.
+    Given the start, Y_t is the posterior of X_s given X_T; its component `sources[i]` is affine in the start.
     """
 
     def __init__(
@@ -86,18 +83,13 @@ class Started(Flow):
 
 def pushed(transition: Posterior, source: int, start: Law) -> Law:
     """The law of offset + gain y + sqrt(covariance) z of one component, y ~ start Gaussian or a point."""
-    offset, gain, covariance = (
-        transition.offsets[source],
-        transition.gains[source],
-        transition.covariances[source],
-    )
-    return gaussian_law(offset + gain @ start.mean, symmetric(covariance + gain @ start.covariance @ gain.mT))
+    gain = transition.gains[source]
+    spread = transition.covariances[source] + gain @ start.covariance @ gain.mT
+    return gaussian_law(transition.offsets[source] + gain @ start.mean, symmetric(spread))
 
 
 def tilted_transition(transition: Posterior, growth: list[LogQuadratic], reweight: Function) -> Posterior:
-    """Each N(offset + gain y, P) tilted by its e^f: N(Q (offset + P gamma + gain y), Q P), Q = (I + P
-    kappa)^-1.
-    """
+    """Each N(m, P), m = offset + gain y, tilted by its e^f: N(Q (m + P gamma), Q P), Q = (I + P kappa)^-1."""
     curvature, linear = torch.stack([f.curvature for f in growth]), torch.stack([f.linear for f in growth])
     covariances = transition.covariances
     factor = torch.eye(linear.shape[1], dtype=torch.float64) + covariances @ curvature
@@ -137,14 +129,10 @@ def log_weights(law: DataLaw) -> Tensor:
 
 
 def mixture(log_weights: Tensor, laws: list[Law]) -> Law:
-    """sum_i weight_i law_i of Gaussian laws; weights that underflow are dropped, a single or a repeated law
-    is itself.
-    """
+    """sum_i weight_i law_i of Gaussian laws; weights that underflow are dropped, one law is itself."""
     kept = [(w, law) for w, law in zip(log_weights.softmax(0), laws) if w > 0]
     if all(law is kept[0][1] for _, law in kept):
         return kept[0][1]
     weights, chosen = zip(*kept)
-    means, covariances = (
-        torch.stack(column) for column in zip(*((law.mean, law.covariance) for law in chosen))
-    )
-    return GaussianMixture(torch.stack(weights), means, covariances)
+    moments = zip(*((law.mean, law.covariance) for law in chosen))
+    return GaussianMixture(torch.stack(weights), *map(torch.stack, moments))

@@ -174,9 +174,7 @@ class QuadraticLevel(Level):
 
 
 class PosteriorLevel(Level):
-    """Any reward that knows its Gaussian exponential moment: components by the law's posterior, gradient by
-    reverse mode.
-    """
+    """Any reward that knows its Gaussian exponential moment; the gradient by reverse mode."""
 
     def __init__(self, law: Law, reward: Reward, temperature: float, a: float, h: float):
         self._posterior: Any = law.posterior(a, h)

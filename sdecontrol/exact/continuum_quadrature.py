@@ -21,16 +21,13 @@ from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Law
 LARGEST_DIMENSION = 2
 _NEGLIGIBLE = -40.0  # log of what the faces of a box may hold of the largest contribution
 _AGREEMENT, _ROUNDING = 1e-13, 1e-15
-_FIRST_SPACING, _FIRST_RADIUS, _LARGEST_RADIUS = 0.5, 8.0, 64.0
-_LARGEST_GRID = 2**20
-_LARGEST_SHARED_GRID = 2**12
+_FIRST_SPACING, _FIRST_RADIUS = 0.5, 8.0
+_LARGEST_GRID, _LARGEST_SHARED_GRID = 2**21, 2**12  # nodes a piece; nodes a row where many rows share a rule
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """One term of an integral: int e^{log_integrand(y)} f(y) dy, to be looked for around N(centre, root
-    root').
-    """
+    """One term int e^{log_integrand(y)} f(y) dy, to be looked for around N(centre, root root')."""
 
     centre: Tensor
     root: Tensor
@@ -40,9 +37,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Integral:
-    """log of sum int e^l, and the mean of f under e^l; each with the difference of the last two rules as its
-    error.
-    """
+    """log of sum int e^l and the mean of f under e^l; the errors are differences of the last two rules."""
 
     log_total: float
     log_total_error: float
@@ -51,13 +46,10 @@ class Integral:
 
 
 def integrate(pieces: list[Piece]) -> Integral:
-    """The sum of the pieces. Raises NoClosedForm above two dimensions."""
+    """The sum of the pieces. Raises NoClosedForm above two dimensions, or when 2^21 nodes do not hold one."""
     dim = len(pieces[0].centre)
     if dim > LARGEST_DIMENSION:
-        raise NoClosedForm(
-            f"the integral over the start is {dim}-dimensional and quadrature is for one and two dimensions; "
-            'pass initial="marginal" to the process, then C and the laws are closed'
-        )
+        raise NoClosedForm(f"an integral over the start in {dim} dimensions; quadrature is for one and two")
     spacing, previous = _FIRST_SPACING, _sum(pieces, _FIRST_SPACING)
     while True:
         spacing /= 2
@@ -65,7 +57,7 @@ def integrate(pieces: list[Piece]) -> Integral:
         errors = abs(total - previous[0]), abs(mean - previous[1])
         scale = max(1.0, abs(total)), max(1.0, abs(mean))
         agree = errors[0] <= _AGREEMENT * scale[0] and errors[1] <= _AGREEMENT * scale[1]
-        if agree or (4 * _FIRST_RADIUS / spacing) ** dim > _LARGEST_GRID:
+        if agree or (6 * _FIRST_RADIUS / spacing) ** dim > _LARGEST_GRID:
             return Integral(total, errors[0], mean, errors[1])
         previous = total, mean
 
@@ -87,9 +79,11 @@ def _terms(piece: Piece, spacing: float) -> tuple[Tensor, Tensor]:
         y = piece.centre + z @ piece.root.mT
         log_terms = piece.log_integrand(y) + log_cell
         faces = z.abs().amax(1) > radius - spacing / 2
-        if float(log_terms[faces].max() - log_terms.max()) < _NEGLIGIBLE or radius >= _LARGEST_RADIUS:
+        if float(log_terms[faces].max() - log_terms.max()) < _NEGLIGIBLE:
             return log_terms, piece.f(y)
         radius *= 1.5
+        if (2 * radius / spacing) ** dim > _LARGEST_GRID:
+            raise NoClosedForm("the integrand over the start is too wide, or not where it was looked for")
 
 
 def box(dim: int, radius: float, spacing: float) -> Tensor:
@@ -107,10 +101,8 @@ def log_integrals(centres: Tensor, roots: Tensor, log_integrand: Function, sizes
     l_i, whose rounding is not asked to settle.
     """
     dim, radius, spacing = centres.shape[1], _FIRST_RADIUS, _FIRST_SPACING
-    log_det, previous = (
-        roots.diagonal(dim1=1, dim2=2).log().sum(1),
-        torch.full((), torch.inf, dtype=torch.float64),
-    )
+    log_det = roots.diagonal(dim1=1, dim2=2).log().sum(1)
+    previous = torch.full_like(log_det, torch.inf)
     while True:
         z = box(dim, radius, spacing)
         log_terms = log_integrand(centres[:, None] + z @ roots.mT)
@@ -132,9 +124,7 @@ def piece_at(law: Law, log_integrand: Function, f: Function) -> Piece:
 
 
 def mean_under(law: Law, f: Function, log_weight: Function | None = None) -> float:
-    """E f(X), or E f(X) e^w / E e^w, for X a Gaussian, a mixture or a point. Raises NoClosedForm above two
-    dimensions.
-    """
+    """E f(X), or E f(X) e^w / E e^w, for X a Gaussian, a mixture or a point; dimensions as in `integrate`."""
     if isinstance(law, Dirac):
         return float(f(law.mean[None]))
     if isinstance(law, GaussianMixture):

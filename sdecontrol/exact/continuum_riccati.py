@@ -1,16 +1,13 @@
-"""Affine dynamics dY = (A Y + b) dt + sigma dB with a quadratic reward and a quadratic running reward:
-Riccati equations.
+"""Affine dynamics dY = (A Y + b) dt + sigma dB, a quadratic reward and running reward: Riccati equations.
 
-In units of the temperature, with v/temperature = c + gamma . x - x' kappa x / 2 and the running reward rho
-likewise,
+With v/temperature = c + gamma . x - x' kappa x / 2, and the running reward rho/temperature likewise,
 
     kappa' = -(A'kappa + kappa A) + sigma^2 kappa^2 - rho_K,        kappa(T) = reward's,
     gamma' = -A'gamma + kappa b + sigma^2 kappa gamma - rho_g,
     c'     = -b . gamma + sigma^2 (tr kappa - |gamma|^2) / 2 - rho_c,
 
-and u* = sigma (gamma - kappa x). The energy to go e(t, x) = E*[int_t^T |u*|^2/2 | Y_t = x] = e_c + e_g . x +
-x'Ex/2 obeys the linear equation of the controlled process (A_* = A - sigma^2 kappa, b_* = b + sigma^2 gamma)
-and is solved along.
+and u* = sigma (gamma - kappa x). The energy to go, E*[int_t^T |u*|^2/2 | Y_t = x] = e_c + e_g . x + x'Ex/2,
+obeys a linear equation of the controlled process, A_* = A - sigma^2 kappa, b_* = b + sigma^2 gamma.
 Source: derived (the HJB equation, Tang 2403.06279 (3.18), with a quadratic ansatz).
 """
 
@@ -40,20 +37,17 @@ if TYPE_CHECKING:
     from sdecontrol.problems.base import Problem
 
 _TOLERANCES = {"method": "DOP853", "rtol": 1e-13, "atol": 1e-14}
-_DIVERGED = (
-    1e9  # kappa int sigma^2 dt at which the value has blown up: the time left is then a 1e-9 of the horizon
-)
+_DIVERGED = 1e9  # -kappa int sigma^2 dt at which the value has blown up, 1e-9 of the horizon before its pole
+_EAGER_DIMENSION = 64  # a problem is checked when it is made up to here: O(d^3) a step of the integrator
 Array = np.ndarray
 
 
 class Backward:
-    """(kappa, gamma, c, E, e_g, e_c) on [0, T] by one backward solve; interpolated to about 1e-11 relative."""
+    """(kappa, gamma, c, E, e_g, e_c) on [0, T] by one backward solve, interpolated to 1e-11 relative."""
 
     def __init__(self, process: Process, reward: LogQuadratic, running: LogQuadratic):
         self.process, self.dim, self.horizon = process, process.dim, process.horizon
-        self._running = tuple(
-            np.asarray(part) for part in (running.curvature, running.linear, running.constant)
-        )
+        self._running = [np.asarray(part) for part in (running.curvature, running.linear, running.constant)]
         end = np.concatenate([reward.curvature.numpy().ravel(), reward.linear.numpy(), [reward.constant]])
         times = np.linspace(0, self.horizon, 64)
         clock = self.horizon * float(np.mean([process.amplitude(float(t)) ** 2 for t in times]))
@@ -119,21 +113,23 @@ class Backward:
 
 
 class RiccatiExact(ContinuumExact):
-    """Every answer for an affine process; accuracy about 1e-11 relative, that of the integrator (DOP853, rtol
-    1e-13).
-    """
+    """Every answer for an affine process, to the integrator's accuracy: DOP853, about 1e-11 relative."""
 
     def __init__(self, process: Process, reward: Quadratic, running: Quadratic | None, temperature: float):
-        super().__init__(
-            process.horizon, temperature, "the initial law is not Gaussian, a mixture or a point"
-        )
-        self.process, self.start, self.running = process, process.initial_law(), running
-        none = LogQuadratic.zero(process.dim)
-        rho = none if running is None else LogQuadratic.of(running, 1 / temperature)
-        self.reward, self.backward = reward, Backward(process, LogQuadratic.of(reward, 1 / temperature), rho)
+        super().__init__(process.horizon, temperature, "the start is not Gaussian, a mixture or a point")
+        self.process, self.start, self.reward, self.running = process, process.initial_law(), reward, running
+
+    @cached_property
+    def backward(self) -> Backward:
+        """The solution on [0, T]. Raises ValueBlowUp."""
+        running = LogQuadratic.zero(self.process.dim)
+        if self.running is not None:
+            running = LogQuadratic.of(self.running, 1 / self.temperature)
+        return Backward(self.process, LogQuadratic.of(self.reward, 1 / self.temperature), running)
 
     def check_existence(self) -> None:
-        self.log_normalizer  # noqa: B018  raises NoTilt
+        if self.process.dim <= _EAGER_DIMENSION:
+            self.backward, self.log_normalizer  # noqa: B018  raise ValueBlowUp and NoTilt
 
     def value(self, t: float, x: Tensor) -> Tensor:
         return self.temperature * self.backward.value(self._check_time(t))(x.to(torch.float64))
@@ -153,6 +149,7 @@ class RiccatiExact(ContinuumExact):
     @cached_property
     def log_normalizer(self) -> float:
         """log E_{p_noise} e^{v(0, .)/temperature}."""
+        self.backward  # noqa: B018  a blow-up is reported first
         if self.running is None:
             self.reference.log_expectation(
                 self.reward, self.temperature

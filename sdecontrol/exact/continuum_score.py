@@ -1,5 +1,4 @@
-"""Reverse diffusions with the exact score of a Gaussian or a mixture and a reward with a closed Gaussian
-moment.
+"""The exact score of a Gaussian or a mixture, and a reward with a closed Gaussian exponential moment.
 
 Value and control are closed for every initial law. Under Q the component of the data and Y_t have the joint
 law weight_i F_i(t), see `continuum_flow`; under Q* the same tilted by E_i(t, .), see `continuum_level`. Where
@@ -63,9 +62,7 @@ class ScoreExact(ContinuumExact):
     @property
     def flow(self) -> Flow:
         if self._flow is None:
-            raise self._no(
-                "the law of Y_t without control, on which C, nu* and the laws under the optimum rest,"
-            )
+            raise self._no("the law of Y_t without control, on which C, nu* and p_ft rest,")
         return self._flow
 
     @abstractmethod
@@ -93,9 +90,10 @@ class ScoreExact(ContinuumExact):
 
     @cached_property
     def control(self) -> Control:
-        return StateControl(
-            lambda t, x: self.amplitude(t) * self.level(self._noise_level(t)).gradient(x), elementwise=True
-        )
+        return StateControl(self._optimal, elementwise=True)
+
+    def _optimal(self, t: float, x: Tensor) -> Tensor:
+        return self.level(self._noise_level(t)).gradient(x) * self.amplitude(t)
 
     @cached_property
     def log_masses(self) -> Tensor:
@@ -138,14 +136,11 @@ class QuadraticScore(ScoreExact):
         self.components = [Component.of(component, reward, temperature) for component in components(law)]
 
     def _level(self, s: float) -> Level:
-        return QuadraticLevel(
-            log_weights(self.law), self.components, self.schedule.alpha(s), self.schedule.h(s)
-        )
+        a, h = self.schedule.alpha(s), self.schedule.h(s)
+        return QuadraticLevel(log_weights(self.law), self.components, a, h)
 
     def check_existence(self) -> None:
-        """P grows with the noise level, so the value is finite at every time iff at t = 0; then C has the
-        last word.
-        """
+        """P grows with the noise level, so v is finite at every time iff at t = 0; then C decides."""
         tilt = self._no_tilt()
         if self._lowest(self.horizon) <= 0:
             raise BlowUp(self.horizon - brentq(self._lowest, 0.0, self.horizon, xtol=1e-15, rtol=1e-14), tilt)
@@ -168,9 +163,7 @@ class QuadraticScore(ScoreExact):
     def growth(self, s: float) -> list[Quadratic]:
         """log E_i at level s, as rewards at temperature 1."""
         a, h = self.schedule.alpha(s), self.schedule.h(s)
-        return [
-            about(component.growth(a, h), a * component.law.mean).as_reward() for component in self.components
-        ]
+        return [about(c.growth(a, h), a * c.law.mean).as_reward() for c in self.components]
 
     def marginal(self, t: float) -> Law:
         s = self._noise_level(t)
@@ -191,7 +184,7 @@ class QuadraticScore(ScoreExact):
 
 
 class GaussianScore(QuadraticScore):
-    """A Gaussian data law and a quadratic reward: v is quadratic, u* affine, every law Gaussian (theory 1.2)."""
+    """A Gaussian data law and a quadratic reward: v is quadratic and u* affine (theory 1.2)."""
 
     def _level(self, s: float) -> AffineLevel:
         a, component = self.schedule.alpha(s), self.components[0]
@@ -228,22 +221,19 @@ class GaussianScore(QuadraticScore):
 
     @cached_property
     def untilted_terminal(self) -> Law:
-        """p_noise pushed through the law of Y_T given Y_0 under Q*, the posterior tilted by
-        e^{r/temperature}.
-        """
+        """p_noise pushed through the law of Y_T given Y_0 under Q*: the posterior, tilted by the reward."""
         f = LogQuadratic.of(self.quadratic, 1 / self.temperature)
         transition = self.law.posterior(self.schedule.alpha(self.horizon), self.schedule.h(self.horizon))
         tilted = tilted_transition(transition, [f], transition.reweight)
-        return mixture(
-            self.flow.log_weights, [pushed(tilted, 0, start) for start in self.flow.at(self.horizon)]
-        )
+        starts = self.flow.at(self.horizon)
+        return mixture(self.flow.log_weights, [pushed(tilted, 0, start) for start in starts])
 
 
 def tilt_kl(f: LogQuadratic, law: Law, tilted: Law, log_normalizer: float) -> float:
-    """KL(p e^f/C || p) = E_{tilted} f - log C, for a Gaussian or a point p in a form free of cancellation:
+    """KL(p e^f/C || p) = E_{tilted} f - log C.
 
-    |w|^2/2 + KL(N(0, H^-1) || N(0, I)), the shift and the spread of z in x = mean + root z, z ~ N(0, I) under
-    p.
+    For a Gaussian or a point p without cancellation: |w|^2/2 + KL(N(0, H^-1) || N(0, I)), from the law
+    N(w, H^-1) under p e^f/C of the z in x = mean + root z, which is N(0, I) under p.
     """
     if gaussian_parameters(law) is None:
         return f.mean(tilted.mean, tilted.covariance) - log_normalizer
@@ -257,7 +247,7 @@ class MixtureScore(QuadraticScore):
 
     @cached_property
     def kl_initial(self) -> float:
-        """0 from a point; else E_{nu*} v(0, .)/temperature - log C by quadrature in one and two dimensions."""
+        """0 from a point; else E_{nu*} v(0, .)/temperature - log C by quadrature up to two dimensions."""
         if isinstance(self.flow.start, Dirac):
             return 0.0
         return mean_under(self.initial, self.level(self.horizon).log_growth) - self.log_normalizer

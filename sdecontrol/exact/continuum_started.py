@@ -1,5 +1,4 @@
-"""A mixture data law started from a Gaussian that is not the noised data law: everything over the start by
-quadrature.
+"""A mixture data law started from a Gaussian: what is not closed is integrated over the start by quadrature.
 
     C = int p_noise sum_i omega_i E_i,    Q_t = varrho_t p_s,    varrho_t(x) = E[p_noise(Z)/p_T(Z)],
     Z ~ N((a_T/a_s) x, q) the noised point,    Q*_t = e^{v(t, .)/temperature} varrho_t p_s / C
@@ -51,15 +50,14 @@ class StartedLaw(TiltedLaw):
 
 
 class StartedScore(ScoreExact):
-    """What the two kinds of reward share, given the pieces of the integral of p_noise e^{v(0, .)/temperature}
-    f.
-    """
+    """What the two kinds of reward share."""
 
     law: GaussianMixture
     start: Gaussian
 
     @abstractmethod
-    def pieces(self, f: Function) -> list[Piece]: ...
+    def pieces(self, f: Function) -> list[Piece]:
+        """The terms of int p_noise e^{v(0, .)/temperature} f."""
 
     def _growth(self, y: Tensor) -> Tensor:
         """v(0, y) / temperature."""
@@ -68,7 +66,12 @@ class StartedScore(ScoreExact):
     @cached_property
     def _integral(self) -> Integral:
         """C and the mean of v(0, .)/temperature under nu*."""
+        self._check_dimension("C")
         return integrate(self.pieces(self._growth))
+
+    def _check_dimension(self, what: str) -> None:
+        if self.dim > LARGEST_DIMENSION:
+            raise self._no(what)
 
     @property
     def log_normalizer(self) -> float:
@@ -97,6 +100,7 @@ class StartedScore(ScoreExact):
 
     def marginal(self, t: float) -> Law:
         """Q*_t = e^{v(t, .)/temperature} Q_t / C."""
+        self._check_dimension("the law of Y_t under the optimum")
         s = self._noise_level(t)
         return self.initial if s == self.horizon else self._tilted(s)
 
@@ -109,10 +113,8 @@ class StartedScore(ScoreExact):
 
     def _transition(self, s: float) -> Posterior:
         """Y_t given Y_0, without control."""
-        end = self.horizon
-        return self._noised(s).posterior(
-            self.schedule.ratio(end, s), self.schedule.transition_variance(end, s)
-        )
+        ratio, q = self.schedule.ratio(self.horizon, s), self.schedule.transition_variance(self.horizon, s)
+        return self._noised(s).posterior(ratio, q)
 
     def _uncontrolled(self, s: float) -> Law:
         """Q_t = varrho_t p_s."""
@@ -120,26 +122,19 @@ class StartedScore(ScoreExact):
 
     def _log_varrho(self, s: float) -> Function:
         """log varrho_t as a function of x (n, d), by quadrature over Z."""
-        if self.dim > LARGEST_DIMENSION:
-            raise self._no("the law of Y_t")
+        self._check_dimension("the law of Y_t")
         ratio = self.schedule.ratio(self.horizon, s)
         noising = Gaussian([0.0] * self.dim, self.schedule.transition_variance(self.horizon, s))
         ratios = StartRatio(self.start, self._noised(self.horizon), noising)
-        return lambda x: torch.cat(
-            [ratios.log_mean(ratio * part.to(torch.float64)) for part in x.split(_ROWS)]
-        )
+        return lambda x: torch.cat([ratios.log_mean(ratio * part.double()) for part in x.split(_ROWS)])
 
 
 class StartRatio:
-    """E p_noise(Z)/p_T(Z) for Z = centre + noising: the integrand's mode by Newton, then quadrature around
-    it.
-    """
+    """E p_noise(Z)/p_T(Z) for Z = centre + noising: Newton finds the integrand, quadrature sums it."""
 
     def __init__(self, start: Gaussian, noised: GaussianMixture, noising: Gaussian):
         self.start, self.noised, self.noising = start, noised, noising
-        self._precisions = torch.linalg.inv(
-            torch.stack([component.covariance for component in noised.components])
-        )
+        self._precisions = torch.linalg.inv(noised.covariances)
         self._outer = torch.linalg.inv(start.covariance) + torch.linalg.inv(noising.covariance)
 
     def _log_integrand(self, y: Tensor, centre: Tensor) -> Tensor:
@@ -149,9 +144,7 @@ class StartRatio:
         return log_terms.view(y.shape[:2])
 
     def _curvature(self, y: Tensor) -> Tensor:
-        """(n, d, d), positive: p_T is wider than the noising. Exact where one component of p_T prevails, as
-        far out.
-        """
+        """(n, d, d), positive as p_T is wider than the noising; exact where one component of p_T prevails."""
         omega = self.noised.log_responsibilities(y).exp()
         return self._outer - torch.einsum("nk,kij->nij", omega, self._precisions)
 
@@ -162,11 +155,7 @@ class StartRatio:
             slope = self.start.score(y) - self.noised.score(y) + self.noising.score(y - centre)
             y = y + torch.linalg.solve(self._curvature(y), slope)
         roots = torch.linalg.cholesky(torch.linalg.inv(self._curvature(y)))
-        sizes = (
-            self.start.log_prob(y).abs()
-            + self.noised.log_prob(y).abs()
-            + self.noising.log_prob(y - centre).abs()
-        )
+        sizes = self.start.log_prob(y).abs() + self.noised.log_prob(y).abs()
         return log_integrals(y, roots, lambda nodes: self._log_integrand(nodes, centre), sizes)
 
 

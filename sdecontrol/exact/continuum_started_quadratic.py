@@ -1,5 +1,4 @@
-"""A quadratic reward on a mixture data law started from a Gaussian: where its integrals over the start are,
-if finite.
+"""A quadratic reward on a mixture data law started from a Gaussian: where to integrate, and whether one can.
 
 Component i contributes p_noise omega_i E_i. As omega_j <= 1, it lies below p_noise E_i omega_i/omega_j for
 every j, the exponential of a quadratic: one that is integrable says where to look, and C is infinite iff, in
@@ -28,7 +27,7 @@ from sdecontrol.schedules import Schedule
 
 
 class StartedQuadratic(StartedScore, QuadraticScore):
-    """p_noise sum_i omega_i E_i is integrated component by component, around the Gaussian that bounds each."""
+    """p_noise sum_i omega_i E_i is integrated component by component, around a Gaussian that bounds each."""
 
     def __init__(
         self, law: DataLaw, schedule: Schedule, reward: Quadratic, temperature: float, start: Gaussian
@@ -37,9 +36,7 @@ class StartedQuadratic(StartedScore, QuadraticScore):
         self.start = start
 
     def _no_tilt(self) -> NoTilt | None:
-        """C is finite iff p_noise sum_i omega_i E_i decays in every direction; not asked above two
-        dimensions.
-        """
+        """C is finite iff the integrand decays in every direction; not asked above two dimensions."""
         if self.dim > LARGEST_DIMENSION or self._lowest(self.horizon) <= 0:
             return None
         margin = self._margin(1.0)
@@ -48,17 +45,15 @@ class StartedQuadratic(StartedScore, QuadraticScore):
         steepest = -float(torch.linalg.eigvalsh(self.quadratic.curvature)[0])
         largest = steepest * brentq(self._margin, 0.0, 1.0, xtol=1e-15, rtol=1e-14)
         return NoTilt(
-            f"E exp(reward/temperature) is infinite: in units of the start its exponent has the curvature {margin:.6g} in "
-            f"some direction; wanted a positive one. The reward curves upwards by {steepest:.6g}; shrink its curvature below "
-            f"{largest:.6g} or raise the temperature.",
+            "E exp(reward/temperature) is infinite: over the start, in its own units, the exponent falls off "
+            f"with the curvature {margin:.6g} in some direction; wanted a positive one. The reward curves "
+            f"upwards by {steepest:.6g}; shrink its curvature below {largest:.6g} or raise the temperature.",
             margin,
             largest,
         )
 
     def _margin(self, scale: float) -> float:
-        """Lowest curvature, in units of the start, of -log(p_noise omega_i E_i) far out, for `scale` times
-        the reward.
-        """
+        """Lowest curvature of -log(p_noise omega_i E_i) far out, in units of the start, for `scale` r."""
         root = covariance_root(self.start.covariance)
         return min(
             _lowest_in_any_direction([symmetric(root.mT @ bound.curvature @ root) for bound in bounds])
@@ -66,9 +61,7 @@ class StartedQuadratic(StartedScore, QuadraticScore):
         )
 
     def _bounds(self, scale: float) -> list[list[LogQuadratic]]:
-        """For each i, logs of p_noise E_i omega_i/omega_j for j = i and then every j: bounds of p_noise
-        omega_i E_i.
-        """
+        """For each i the bounds log(p_noise E_i omega_i/omega_j), j = i first, for `scale` times r."""
         a, h = self.schedule.alpha(self.horizon), self.schedule.h(self.horizon)
         start = _log_density(self.start)
         densities = [_log_density(component.law.noised(a, h)) for component in self.components]
@@ -83,9 +76,7 @@ class StartedQuadratic(StartedScore, QuadraticScore):
         return [_gaussian(bounds) for bounds in self._bounds(1.0)]
 
     def _tilted(self, s: float) -> Law:
-        """Started from nu*: component i with probability omega_i E_i(0) / sum, then its Gaussian tilted by
-        E_i(t).
-        """
+        """From nu*: component i with probability omega_i E_i(0) / sum, then its Gaussian tilted by E_i(t)."""
         growth = [LogQuadratic.of(reward) for reward in self.growth(s)]
         transition = tilted_transition(self._transition(s), growth, self._tilted_responsibilities)
         varrho, level = self._log_varrho(s), self.level(s)
@@ -120,10 +111,9 @@ class StartedQuadratic(StartedScore, QuadraticScore):
     @cached_property
     def expected_reward(self) -> float:
         """E_{p_ft} r: the closed mean of r given the start and the component, integrated over both."""
-        pieces = [
-            piece_at(law, self._log_integrand(i), self._mean_reward(i))
-            for i, law in enumerate(self._envelopes)
-        ]
+        self._check_dimension("E r under p_ft")
+        boxes = enumerate(self._envelopes)
+        pieces = [piece_at(law, self._log_integrand(i), self._mean_reward(i)) for i, law in boxes]
         return integrate(pieces).mean
 
     def _mean_reward(self, i: int) -> Function:
@@ -146,16 +136,14 @@ def _gaussian(bounds: list[LogQuadratic]) -> Gaussian:
     found = next((bound for bound in bounds if float(torch.linalg.eigvalsh(bound.curvature)[0]) > 0), None)
     if found is None:
         raise NoClosedForm(
-            "no single Gaussian bounds the integrand over the start: quadrature does not know where to look"
+            "no single Gaussian bounds the integrand over the start: where to look is not known"
         )
     covariance = symmetric(torch.linalg.inv(found.curvature))
     return Gaussian(covariance @ found.linear, covariance)
 
 
 def _lowest_in_any_direction(curvatures: list[Tensor]) -> float:
-    """min over directions of the largest of the curvatures there, in one and two dimensions: e^{min of all}
-    decays iff > 0.
-    """
+    """min over directions of the largest curvature (d <= 2): the minimum of the bounds decays iff > 0."""
     angles = torch.linspace(0, math.pi, 721 if len(curvatures[0]) == 2 else 1, dtype=torch.float64)
     directions = torch.stack([angles.cos(), angles.sin()], 1)[:, : len(curvatures[0])]
     return float(torch.stack([((directions @ k) * directions).sum(1) for k in curvatures]).amax(0).min())

@@ -1,9 +1,10 @@
-"""A step reward on a Gaussian or mixture data law: v = temperature log sum_i omega_i [1 + (e^{c/temperature}
-- 1) Phi_i].
+"""A step reward c 1{n.x > xi}: v/temperature = log sum_i omega_i [1 + (e^{c/temperature} - 1) Phi_i].
 
-The reward takes two values, so C alone gives the mass P of p_pre above the threshold, C = 1 +
-(e^{c/temperature} - 1) P, that of p_ft, pi = e^{c/temperature} P / C, and KL(Q* || Q) = pi c/temperature -
-log C (theory 1.5; derived).
+The reward takes two values, so C alone gives the mass P of p_pre above the threshold and that of p_ft, pi:
+
+    C = 1 + (e^{c/temperature} - 1) P,  pi = e^{c/temperature} P / C,  KL(Q* || Q) = pi c/temperature - log C
+
+(theory 1.5; derived).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sdecontrol.schedules import Schedule
 
 
 class StepScore(ScoreExact):
-    """Value, control and C closed; the laws under Q* are the closed laws under Q with a bounded log-weight."""
+    """Value, control and C are closed; the laws under Q* are those under Q with a bounded log-weight."""
 
     def __init__(
         self,
@@ -41,9 +42,8 @@ class StepScore(ScoreExact):
     def _level(self, s: float) -> Level:
         if s == 0:
             return DataLevel(self.reward, self.temperature)
-        return PosteriorLevel(
-            self.law, self.reward, self.temperature, self.schedule.alpha(s), self.schedule.h(s)
-        )
+        a, h = self.schedule.alpha(s), self.schedule.h(s)
+        return PosteriorLevel(self.law, self.reward, self.temperature, a, h)
 
     def marginal(self, t: float) -> Law:
         s = self._noise_level(t)
@@ -53,22 +53,17 @@ class StepScore(ScoreExact):
         return TiltedLaw(law, self.level(s).log_growth, self.log_normalizer, log_bound=max(self.height, 0.0))
 
     @cached_property
-    def mass_above(self) -> float:
-        """pi = p_ft(direction . x > threshold)."""
-        if self.height == 0:
-            raise self._no("the mass above a threshold that is not rewarded")
-        log_p = _log_abs_expm1(self.log_normalizer) - _log_abs_expm1(self.height)
-        return math.exp(self.height + log_p - self.log_normalizer)
-
-    @cached_property
     def path_kl(self) -> float:
-        return self.mass_above * self.height - self.log_normalizer if self.height else 0.0
+        """pi c/temperature - log C; 0 where no mass, or no height, leaves C = 1."""
+        c, log_c = self.height, self.log_normalizer
+        if c == 0 or log_c == 0:
+            return 0.0
+        log_p = _log_abs_expm1(log_c) - _log_abs_expm1(c)
+        return math.exp(c + log_p - log_c) * c - log_c
 
     @cached_property
     def kl_initial(self) -> float:
-        """E_{nu*} v(0, .)/temperature - log C by quadrature: along the direction for a Gaussian, else up to d
-        = 2.
-        """
+        """E_{nu*} v(0, .)/temperature - log C by quadrature: for Gaussian data, else up to d = 2."""
         if isinstance(self.flow.start, Dirac):
             return 0.0
         start, growth = self._start()
@@ -79,16 +74,12 @@ class StepScore(ScoreExact):
         return self.temperature * mean_under(*self._start())
 
     def _start(self) -> tuple[Law, Callable[[Tensor], Tensor]]:
-        """The start and v(0, .)/temperature; for a Gaussian data law those of direction . E[Y_T | Y_0], on
-        which v depends.
-        """
+        """The start and v(0, .)/temperature; for Gaussian data those of n . E[Y_T | Y_0], all that v sees."""
         start = self.flow.start
         if len(components(self.law)) > 1 or not isinstance(start, (Gaussian, GaussianMixture)):
             return start, self.level(self.horizon).log_growth
-        n, posterior = (
-            self.step.direction,
-            self.law.posterior(self.schedule.alpha(self.horizon), self.schedule.h(self.horizon)),
-        )
+        n, end = self.step.direction, self.horizon
+        posterior = self.law.posterior(self.schedule.alpha(end), self.schedule.h(end))
         offset, gain, covariance = posterior.offsets[0], posterior.gains[0], posterior.covariances[0]
         along = start.affine((n @ gain)[None], (n @ offset)[None])
         step, variance = Step([1.0], self.step.threshold, self.step.height), (n @ covariance @ n)[None, None]

@@ -1,8 +1,7 @@
-"""Data on an affine subspace {offset + B u}: the problem of the latent coordinates z = B'(y - a offset)
-(theory 1.4; derived).
+"""Data on an affine subspace {offset + B u}: the problem of the latent coordinates z = B'(y - a offset).
 
 v(t, y) = v_latent(t, z), u* = B u*_latent(z), log C and every KL are the latent ones; p_pre and p_ft live on
-the subspace, nu* and Q*_t carry on the normal coordinates what Q has there.
+the subspace, nu* and Q*_t carry on the normal coordinates what Q has there (theory 1.4; derived).
 """
 
 from __future__ import annotations
@@ -72,6 +71,10 @@ class SubspaceScore(ContinuumExact):
         return self.latent.log_normalizer
 
     @property
+    def log_normalizer_error(self) -> float:
+        return self.latent.log_normalizer_error
+
+    @property
     def path_kl(self) -> float:
         return self.latent.path_kl
 
@@ -95,9 +98,7 @@ class SubspaceScore(ContinuumExact):
         return self._on_subspace(self.latent.untilted_terminal)
 
     def marginal(self, t: float) -> Law:
-        """Latent Q*_t times the normal part of Q_t, where p_noise is isotropic there; at t = 0 also from any
-        Gaussian.
-        """
+        """Latent Q*_t times the normal part of Q_t for an isotropic p_noise; at t = 0 from any Gaussian."""
         s = self.horizon - self._check_time(t)
         if s == 0:
             return self._on_subspace(self.latent.marginal(t))
@@ -106,12 +107,8 @@ class SubspaceScore(ContinuumExact):
         normal = self._normal(s)
         if normal is not None:
             return self._around(s, self.latent.marginal(t), *normal)
-        if (
-            s == self.horizon
-            and isinstance(self.start, (Gaussian, GaussianMixture))
-            and isinstance(self.latent, GaussianScore)
-        ):
-            return self.start.tilt(self._first_growth(), 1.0)
+        if s == self.horizon and isinstance(self.latent, GaussianScore) and self.start is not None:
+            return self.start.tilt(self._first_growth(self.latent), 1.0)
         raise self._no("the law of Y_t off the subspace, from a start that is not isotropic there,")
 
     def _around(self, s: float, latent: Law, mean: Tensor, variance: float) -> Law:
@@ -123,8 +120,7 @@ class SubspaceScore(ContinuumExact):
     def _normal(self, s: float) -> tuple[Tensor, float] | None:
         """Mean (D,) and variance of the normal coordinates of Y_t under Q; None where they are not isotropic.
 
-        There the data is the point offset: Y_t given Y_0 has the gain ratio h_s/h_T and the variance h_s
-        q/h_T.
+        There the data is a point: Y_t given Y_0 has the gain ratio h_s/h_T and the variance h_s q/h_T.
         """
         schedule, end = self.schedule, self.schedule.horizon
         off_span = self._off_span(self.frame.offset)
@@ -135,37 +131,31 @@ class SubspaceScore(ContinuumExact):
             return None
         gain = schedule.ratio(end, s) * schedule.h(s) / schedule.h(end)
         own = schedule.h(s) * schedule.transition_variance(end, s) / schedule.h(end)
-        mean = schedule.alpha(s) * off_span + gain * (
-            self._off_span(self.start.mean) - schedule.alpha(end) * off_span
-        )
-        return mean, own + gain**2 * variance
+        surplus = self._off_span(self.start.mean) - schedule.alpha(end) * off_span
+        return schedule.alpha(s) * off_span + gain * surplus, own + gain**2 * variance
 
     def _off_span(self, x: Tensor) -> Tensor:
         return self.frame.normal(x[None])[0]
 
-    def _first_growth(self) -> Quadratic:
+    def _first_growth(self, latent: GaussianScore) -> Quadratic:
         """v(0, .)/temperature on R^D, as a reward at temperature 1."""
-        assert isinstance(self.latent, GaussianScore)
         a, basis = self.schedule.alpha(self.horizon), self.frame.basis
-        growth = self.latent.first_growth.compose(basis.mT, -a * basis.mT @ self.frame.offset)
-        return growth.as_reward()
+        return latent.first_growth.compose(basis.mT, -a * basis.mT @ self.frame.offset).as_reward()
 
 
 def latent_start(frame: Frame, start: Law, scale: float) -> Law:
-    """The law of B'(Y_0 - scale offset); `start` itself where that is not closed, a law that no flow knows."""
-    basis = frame.basis
-    variance = _isotropic_variance(start)
-    mean = basis.mT @ (start.mean - scale * frame.offset)
-    if isinstance(start, Dirac):
-        return Dirac(mean)
-    if variance is not None:
-        return Gaussian(mean, torch.full_like(mean, variance))
-    parameters = gaussian_parameters(start)
-    if parameters is not None:
-        return gaussian_law(mean, symmetric(basis.mT @ parameters[1] @ basis))
+    """The law of B'(Y_0 - scale offset); where that is not closed `start` itself, which no flow knows."""
+    basis, variance = frame.basis, _isotropic_variance(start)
     if isinstance(start, GaussianMixture):
         return start.affine(basis.mT, -scale * basis.mT @ frame.offset)
-    return start
+    if variance is not None:
+        mean = basis.mT @ (start.mean - scale * frame.offset)
+        return Gaussian(mean, torch.full_like(mean, variance)) if variance else Dirac(mean)
+    parameters = gaussian_parameters(start)
+    if parameters is None:
+        return start
+    mean, covariance = parameters
+    return gaussian_law(basis.mT @ (mean - scale * frame.offset), symmetric(basis.mT @ covariance @ basis))
 
 
 def _isotropic_variance(law: Law) -> float | None:

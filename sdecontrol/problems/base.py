@@ -27,12 +27,12 @@ _PROBE_ROWS = 2
 
 
 class Problem:
-    """maximise E[r(Y_T) + int rho(t, Y_t) dt] - temperature KL(Q^{u,nu} || Q) over controls u and initial
-    laws nu.
+    """maximise E[r(Y_T) + int rho(t, Y_t) dt] - temperature KL(Q^{u,nu} || Q) over controls u and starts nu.
 
-    reward: (n, *event) -> (n,), maximised. running_reward: a Quadratic or a function (t, x (n, *event)) ->
-    (n,), a rate per unit of time, summed at the left end of each step. temperature: in units of the reward,
-    one unit a nat.
+    reward: (n, *event) -> (n,), maximised.
+    running_reward: a Quadratic or a function (t, x (n, *event)) -> (n,), a rate per unit of time, summed at
+    the left end of each step.
+    temperature: the price of one nat of KL, in units of the reward.
     Raises, before any work: BadInput for a temperature that is not positive and finite, for rewards that are
     not callable, of another dimension, or whose answer on two probe points is of a wrong shape or not finite;
     and, where closed forms decide it, ValueBlowUp (the value is infinite before t = 0 is reached; `.time`) or
@@ -61,13 +61,12 @@ class Problem:
 
     def __repr__(self) -> str:
         title = f" {self.name!r}" if self.name else ""
-        return f"<Problem{title}: {type(self.process).__name__} on {self.process.event_shape}, temperature {self.temperature:g}>"
+        on = f"{type(self.process).__name__} on {self.process.event_shape}"
+        return f"<Problem{title}: {on}, temperature {self.temperature:g}>"
 
     @cached_property
     def exact(self) -> ContinuumExact:
-        """The exact answers about the continuous problem; NoClosedForm, with the reason, where there are
-        none.
-        """
+        """The exact answers about the continuous problem; NoClosedForm says why where there are none."""
         return continuum(self)
 
     def running_rate(self, t: float, x: Tensor) -> Tensor:
@@ -102,13 +101,13 @@ def _temperature(value: Any) -> float:
         temperature = float(value)
     except (TypeError, ValueError):
         raise BadInput(f"saw temperature = {value!r}; wanted a positive finite number.") from None
-    check(math.isfinite(temperature) and temperature > 0, f"temperature = {temperature}", "a positive finite number",
-          "The temperature is the price of one nat of KL in units of the reward.")  # fmt: skip
+    check(math.isfinite(temperature) and temperature > 0, f"temperature = {temperature}",
+          "a positive finite number", "It is the price of one nat of KL in units of the reward.")  # fmt: skip
     return temperature
 
 
 def _check_callable(name: str, reward: Any) -> None:
-    check(callable(reward), f"a {name} of type {type(reward).__name__}", "a function from states (n, *event) to (n,)",
+    check(callable(reward), f"a {name} of type {type(reward).__name__}", "a function (n, *event) -> (n,)",
           "Pass sc.Linear, sc.Quadratic, sc.Step or any callable.")  # fmt: skip
 
 
@@ -127,10 +126,8 @@ def _probe(event_shape: tuple[int, ...]) -> Tensor:
 def _check_answer(name: str, reward: Any, ask: Callable[[], Any]) -> None:
     answer = ask()
     seen = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
-    check(isinstance(answer, Tensor) and answer.shape == (_PROBE_ROWS,), f"{seen} from the {name} on a batch of {_PROBE_ROWS}",
-          f"a tensor of shape ({_PROBE_ROWS},), one number a sample", "Sum over the event's dimensions only.")  # fmt: skip
-    check(
-        bool(torch.isfinite(answer).all()),
-        f"a {name} of {answer.tolist()} on standard normal points",
-        "finite numbers",
-    )
+    check(isinstance(answer, Tensor) and answer.shape == (_PROBE_ROWS,),
+          f"{seen} from the {name} on a batch of {_PROBE_ROWS}", f"a tensor of shape ({_PROBE_ROWS},)",
+          "One number a sample: sum over the event's dimensions only.")  # fmt: skip
+    check(bool(torch.isfinite(answer).all()), f"a {name} of {answer.tolist()} on standard normal points",
+          "finite numbers")  # fmt: skip

@@ -23,11 +23,11 @@ TEMPERATURE = 0.5
 
 @dataclass(frozen=True)
 class Subject:
-    """What is verified: a problem, what was fitted to make it (None for a given law), and the shape of its images."""
+    """What is verified: a problem and, unless its law was given, the data it comes from and what was fitted."""
 
     problem: Problem
+    data: DataSet | None = None
     fit: FitSummary | None = None
-    image_shape: tuple[int, int] | None = None
 
     def named(self, name: str) -> Subject:
         """The same subject under another name."""
@@ -66,14 +66,9 @@ def subjects(
     """
     law, summary = fit(data, components, rank)
     process = ReverseProcess(VP(), law, initial="standard" if components == 1 else "marginal")
-    shape = (data.event_shape[0], data.event_shape[1]) if data.is_image else None
     family = "gaussian" if components == 1 else "mixture"
     build = {"total": total, "regular": regular}
     return [
-        Subject(
-            Problem(process, build[name](data), temperature=TEMPERATURE, name=f"{data.name}-{family}-{name}"),
-            summary,
-            shape,
-        )
+        Subject(Problem(process, build[name](data), TEMPERATURE, name=f"{data.name}-{family}-{name}"), data, summary)
         for name in rewards
     ]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sdecontrol.controls import Control
+from sdecontrol.data import DataSet
 from sdecontrol.laws import Law
 from sdecontrol.noise import Noise
 from sdecontrol.problems.base import Problem
@@ -30,10 +31,10 @@ def draw(subject: Subject, folder: Path, seed: int = 0) -> list[str]:
     """Write the figures that suit the subject into `folder`; returns their names without suffix.
 
     The terminal law for one and two dimensions, images for image data, nothing otherwise.
-    Raises: NoClosedForm where the problem has no exact control or tilt.
+    Raises: NoClosedForm or NotDefined where the problem has no exact control, or its laws no density.
     """
-    if subject.image_shape is not None:
-        return [_images(subject.problem, subject.image_shape, folder, seed)]
+    if subject.data is not None and subject.data.is_image:
+        return [_images(subject.problem, subject.data, folder, seed)]
     if subject.problem.process.event_shape == (1,):
         return [_line(subject.problem, folder, seed)]
     if subject.problem.process.event_shape == (2,):
@@ -107,15 +108,17 @@ def _contour_legend(ax: Axes, paths: int) -> None:
     ax.legend(handles=handles)
 
 
-def _images(problem: Problem, shape: tuple[int, int], folder: Path, seed: int) -> str:
+def _images(problem: Problem, data: DataSet, folder: Path, seed: int) -> str:
     """Images drawn from p_pre on the left and from the exact tilt on the right, from the same noise."""
     laws = (problem.exact.reference, problem.exact.terminal)
+    low, high = float(data.original(data.values).min()), float(data.original(data.values).max())
     titles = (r"$p_{\rm pre}$", r"exact tilt $p_{\rm ft}\propto e^{r/\alpha}\,p_{\rm pre}$")
     with canvas(1, 2, size=(5.8, 3.4)) as (figure, axes):
         for ax, law, title in zip(axes, laws, titles):
             samples = law.sample(TILES**2, Noise(seed))
             mean = float(problem.reward(samples).mean())
-            ax.imshow(_mosaic(samples.numpy(), shape), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+            mosaic = _mosaic(data.original(samples.numpy()), data.event_shape, blank=low)
+            ax.imshow(mosaic, cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
             ax.set_title(f"{title}\nmean reward {mean:.2f}")
             ax.set_axis_off()
         figure.suptitle(problem.name, fontsize=9)
@@ -123,10 +126,12 @@ def _images(problem: Problem, shape: tuple[int, int], folder: Path, seed: int) -
     return f"images-{problem.name}"
 
 
-def _mosaic(samples: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _mosaic(samples: np.ndarray, shape: tuple[int, ...], blank: float) -> np.ndarray:
     """TILES x TILES images in one, with a blank pixel between them."""
     height, width = shape
-    tiles = np.pad(samples.reshape(TILES, TILES, height, width), ((0, 0), (0, 0), (0, 1), (0, 1)))
+    tiles = np.pad(
+        samples.reshape(TILES, TILES, height, width), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=blank
+    )
     return tiles.transpose(0, 2, 1, 3).reshape(TILES * (height + 1), TILES * (width + 1))
 
 

@@ -32,7 +32,7 @@ def show(console: Console, report: Report | Failure, every_row: bool) -> None:
     head.append(f"  {report.seconds:.1f} s", style="dim")
     console.print(head)
     if report.reason and report.verdict != "holds":
-        console.print(Text(f"    {report.reason}", style="dim"))
+        console.print(Text(f"    {report.reason}", style="dim"), soft_wrap=True)
     rows = report.rows if every_row or report.verdict == "violated" else _weakest(report.rows)
     if rows:
         console.print(_rows(rows, with_notes=every_row))
@@ -50,11 +50,11 @@ def show_summary(console: Console, run: Run) -> None:
     for report in run.reports:
         if report.verdict in ("violated", "inconclusive"):
             line = f"{SIGNS[report.verdict]} {report.claim} on {report.problem}: {report.reason}"
-            console.print(Text(line, style=STYLES[report.verdict]))
+            console.print(Text(line, style=STYLES[report.verdict]), soft_wrap=True)
     for failure in run.failures:
-        console.print(Text(f"! {failure}", style=STYLES["violated"]))
+        console.print(Text(f"! {failure}", style=STYLES["violated"]), soft_wrap=True)
     for note in run.notes:
-        console.print(Text(note, style="dim"))
+        console.print(Text(note, style="dim"), soft_wrap=True)
 
 
 def _rows(rows: list[Row], with_notes: bool) -> Table:

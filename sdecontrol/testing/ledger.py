@@ -14,7 +14,7 @@ class Record:
     """One `assert_unbiased`: what it saw, and what it had declared.
 
     z: the largest |value - truth| / stderr of its entries; it fails beyond z_critical, which happens to a true
-    statement with probability false_fail_rate. A true gap of `detectable_gap` is seen with probability 1 - false_pass_rate.
+    statement with probability false_fail_rate. A gap of `detectable_gap` is seen with probability 1 - false_pass_rate.
     n: samples behind the estimate; needed: those that would see the gap that was asked for.
     """
 

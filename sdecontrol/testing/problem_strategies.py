@@ -25,7 +25,7 @@ from sdecontrol.time import TimeGrid
 
 def _linear_rate(kind: Callable[..., Schedule]) -> SearchStrategy[Schedule]:
     return st.builds(
-        lambda slowest, growth, horizon: kind(slowest, slowest + growth, horizon),
+        lambda slowest, growth, horizon: kind(slowest, round(slowest + growth, 3), horizon),
         numbers(0.1, 2.0),
         numbers(0.0, 10.0),
         numbers(0.5, 2.0),
@@ -35,7 +35,7 @@ def _linear_rate(kind: Callable[..., Schedule]) -> SearchStrategy[Schedule]:
 SCHEDULES: dict[type[Schedule], SearchStrategy[Schedule]] = {
     VP: _linear_rate(VP),
     VE: st.builds(
-        lambda smallest, ratio, horizon: VE(smallest, smallest * ratio, horizon),
+        lambda smallest, ratio, horizon: VE(smallest, round(smallest * ratio, 6), horizon),
         numbers(0.01, 1.0),
         numbers(2.0, 20.0),
         numbers(0.5, 2.0),
@@ -79,7 +79,7 @@ STARTS: dict[str, Callable[[int], SearchStrategy[str | Law]]] = {
     "standard": lambda dim: st.just("standard"),
     "marginal": lambda dim: st.just("marginal"),
     "gaussian": gaussians,
-    "point": lambda dim: st.builds(Dirac, vectors(dim)),
+    "point": lambda dim: vectors(dim).map(Dirac),
 }
 
 

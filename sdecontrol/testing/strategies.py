@@ -7,6 +7,8 @@ temperature, so that float64 has digits to spare.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,11 +29,13 @@ def numbers(low: float, high: float, digits: int = 3) -> SearchStrategy[float]:
     return st.floats(low, high, allow_nan=False).map(lambda x: round(x, digits) + 0.0)
 
 
+@cache
 def vectors(dim: int, size: float = 3.0) -> SearchStrategy[Floats]:
     """(dim,) with entries in [-size, size]; shrinks to 0."""
     return st.lists(numbers(-size, size), min_size=dim, max_size=dim).map(np.array)
 
 
+@cache
 def directions(dim: int) -> SearchStrategy[Floats]:
     """Vectors that are not 0."""
     return vectors(dim).filter(lambda v: bool(v.any()))
@@ -42,6 +46,7 @@ def temperatures(low: float = 0.1, high: float = 10.0) -> SearchStrategy[float]:
     return numbers(low, high, digits=2)
 
 
+@cache
 def rotations(dim: int) -> SearchStrategy[Floats]:
     """Rotations of R^dim as products of plane rotations; shrinks to the identity."""
     planes = [(i, j) for i in range(dim) for j in range(i)]
@@ -69,6 +74,7 @@ def _rotated(rotation: Floats, spectrum: Floats) -> Floats:
     return (matrix + matrix.T) / 2
 
 
+@cache
 def spd_matrices(dim: int, condition: float = CONDITION) -> SearchStrategy[Floats]:
     """Symmetric positive definite (dim, dim), eigenvalues within condition^(-1/2), condition^(1/2); shrinks to I."""
     check(condition >= 1, f"condition = {condition}", "a number >= 1")
@@ -78,11 +84,13 @@ def spd_matrices(dim: int, condition: float = CONDITION) -> SearchStrategy[Float
 # ---------------------------------------------------------------------- laws
 
 
+@cache
 def gaussians(dim: int = 1, condition: float = CONDITION) -> SearchStrategy[Gaussian]:
     """N(mean, covariance) on R^dim; shrinks to N(0, I)."""
     return st.builds(Gaussian, vectors(dim), spd_matrices(dim, condition))
 
 
+@cache
 def mixtures(dim: int = 1, components: int = 3, condition: float = CONDITION) -> SearchStrategy[GaussianMixture]:
     """Mixtures of 1 to `components` Gaussians, weights in ratios up to 9; shrinks to one of them, N(0, I)."""
     part = st.tuples(st.integers(1, 9), vectors(dim), spd_matrices(dim, condition))
@@ -94,6 +102,7 @@ def _mixed(parts: list[tuple[int, Floats, Floats]]) -> GaussianMixture:
     return GaussianMixture(np.array(weights) / sum(weights), np.array(means), np.array(covariances))
 
 
+@cache
 def subspace_laws(dim: int = 2, latent: int = 1, condition: float = CONDITION) -> SearchStrategy[Subspace]:
     """offset + B u in R^dim, u a Gaussian or a mixture on R^latent; shrinks to N(0, I) on the first coordinates."""
     check(1 <= latent < dim, f"latent = {latent} in dimension {dim}", "1 <= latent < dim")
@@ -102,6 +111,7 @@ def subspace_laws(dim: int = 2, latent: int = 1, condition: float = CONDITION) -
     return st.builds(Subspace, bases, inner, vectors(dim, 1.0))
 
 
+@cache
 def laws(dim: int = 1) -> SearchStrategy[Law]:
     """Gaussians, mixtures and, from two dimensions on, either on a subspace."""
     kinds: list[SearchStrategy[Any]] = [gaussians(dim), mixtures(dim)]
@@ -135,21 +145,33 @@ def rewards(dim: int, variance: float, temperature: float) -> SearchStrategy[Rew
     """The rewards that have a tilt of every law whose variances do not exceed `variance`."""
     check(variance > 0, f"a largest variance of {variance}", "a positive number")
     deviation = variance**0.5
-    slope, bend = temperature / deviation, temperature / variance
-    slopes = vectors(dim, 2.0).map(lambda g: g * slope)
-    curvatures = symmetric_matrices(dim, numbers(_MARGIN - 1, 2.0)).map(lambda k: k * bend)
-    labels = st.builds(
-        lambda direction, target, noise: GaussianLabel(
-            direction, target * deviation, noise * deviation * float(np.linalg.norm(direction)), temperature
-        ),
-        directions(dim),
-        numbers(-2.0, 2.0),
-        numbers(0.5, 3.0),
+    return _rewards_in_units(dim).map(lambda scaled: scaled(deviation, temperature))
+
+
+@cache
+def _rewards_in_units(dim: int) -> SearchStrategy[Callable[[float, float], Reward]]:
+    """Rewards as functions of the units of space and of reward; a strategy is built once for each dimension."""
+    curvatures = symmetric_matrices(dim, numbers(_MARGIN - 1, 2.0))
+    return st.one_of(
+        st.builds(_linear, vectors(dim, 2.0)),
+        st.builds(_quadratic, vectors(dim, 2.0), curvatures),
+        st.builds(_label, directions(dim), numbers(-2.0, 2.0), numbers(0.5, 3.0)),
+        st.builds(_step, directions(dim), numbers(-2.0, 2.0), numbers(-5.0, 5.0)),
     )
-    steps = st.builds(
-        lambda direction, threshold, height: Step(direction, threshold * deviation, height * temperature),
-        directions(dim),
-        numbers(-2.0, 2.0),
-        numbers(-5.0, 5.0),
-    )
-    return st.one_of(st.builds(Linear, slopes), st.builds(Quadratic, slopes, curvatures), labels, steps)
+
+
+def _linear(g: Floats) -> Callable[[float, float], Reward]:
+    return lambda length, unit: Linear(g * (unit / length))
+
+
+def _quadratic(g: Floats, k: Floats) -> Callable[[float, float], Reward]:
+    return lambda length, unit: Quadratic(g * (unit / length), k * (unit / length**2))
+
+
+def _label(direction: Floats, target: float, noise: float) -> Callable[[float, float], Reward]:
+    spread = noise * float(np.linalg.norm(direction))
+    return lambda length, unit: GaussianLabel(direction, target * length, spread * length, unit)
+
+
+def _step(direction: Floats, threshold: float, height: float) -> Callable[[float, float], Reward]:
+    return lambda length, unit: Step(direction, threshold * length, height * unit)
