@@ -21,8 +21,8 @@ from experiments.record import record
 
 CORRELATIONS = np.geomspace(0.02, 0.6, 12).tolist()
 REWARDS = {"linear": sc.Linear([1.0]), "quadratic": sc.Quadratic([1.0], [[0.8]])}
-MIXTURE = sc.GaussianMixture([0.4, 0.6], [[-1.5], [1.0]], [[[0.25]], [[0.25]]])
-MIXTURE_REWARD = sc.Linear([0.5])
+MIXTURE = sc.GaussianMixture([0.35, 0.65], [[-2.0], [1.0]], [[[1.0]], [[1.0]]])
+MIXTURE_REWARD, MIXTURE_TEMPERATURE = sc.Quadratic([1.0], [[0.2]]), 1.5
 
 
 def vp(rho: float) -> sc.VP:
@@ -58,18 +58,19 @@ def untilted_law(problem: sc.Problem, points: torch.Tensor) -> torch.Tensor:
     process, schedule = problem.process, problem.process.schedule
     a, h = schedule.alpha(schedule.horizon), schedule.h(schedule.horizon)
     y = torch.linspace(-9, 9, 1201, dtype=torch.float64)[:, None]
-    log_start = process.initial_law().log_prob(y) - process.noised(0.0).log_prob(y) - problem.exact.value(0.0, y)
+    value = problem.exact.value(0.0, y) / problem.temperature
+    log_start = process.initial_law().log_prob(y) - process.noised(0.0).log_prob(y) - value
     x = points[:, None]
     log_kernel = -((y.mT - a * x) ** 2) / (2 * h) - 0.5 * math.log(2 * math.pi * h)
-    log_p = process.data_law.log_prob(x) + problem.reward(x)
+    log_p = process.data_law.log_prob(x) + problem.reward(x) / problem.temperature
     return torch.trapezoid((log_p[:, None] + log_kernel + log_start).exp(), y[:, 0], dim=1)
 
 
 def mismatch() -> dict[str, float]:
     process = sc.ReverseProcess(sc.VP(0.1, 8.0), MIXTURE)
-    problem = sc.Problem(process, MIXTURE_REWARD, 1.0)
+    problem = sc.Problem(process, MIXTURE_REWARD, MIXTURE_TEMPERATURE)
     exact, data = problem.exact, MIXTURE
-    x = torch.linspace(-6, 6, 3001, dtype=torch.float64)
+    x = torch.linspace(-9, 9, 3601, dtype=torch.float64)
     kept, tilted = untilted_law(problem, x), exact.terminal.log_prob(x[:, None]).exp()
     a, h = process.schedule.alpha(1.0), process.schedule.h(1.0)
     variance = float(data.covariance)
@@ -77,7 +78,7 @@ def mismatch() -> dict[str, float]:
         "a_T": a,
         "rho": a * math.sqrt(variance / (a * a * variance + h)),
         "tv_pre_data": float(sc.laws.tv(exact.reference, data)),
-        "tv_ft_tilted_data": float(sc.laws.tv(exact.terminal, data.tilt(MIXTURE_REWARD, 1.0))),
+        "tv_ft_tilted_data": float(sc.laws.tv(exact.terminal, data.tilt(MIXTURE_REWARD, MIXTURE_TEMPERATURE))),
         "tv_untilted": float(torch.trapezoid((kept - tilted).abs(), x)) / 2,
         "mass_of_untilted": float(torch.trapezoid(kept, x)),
         "tv_prior": float(sc.laws.tv(process.noised(0.0), process.initial_law())),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ class Control(ABC):
     """u: a step (or time and state) -> shift of the standard noise per square root of time, (n, *event)."""
 
     requires_jacobian = False  # True when the control uses step.pullback, so that one network call serves both
+    continuum = False  # True for the optimum of a continuous problem, which only consistent kernels approach
     elementwise = False  # True when a path's bits do not depend on the batch, once whole blocks are computed
 
     @abstractmethod
@@ -35,6 +36,11 @@ class Control(ABC):
     def affine_at(self, t: float) -> tuple[Tensor, Tensor]:
         """(B (d, d), b (d,)) in float64 with u = B x + b. Raises NoClosedForm when the control is not affine."""
         raise NoClosedForm(f"{type(self).__name__} is not an affine control")
+
+    def of_the_continuum(self) -> Self:
+        """This control, marked as an answer about the continuous problem."""
+        self.continuum = True
+        return self
 
     def __call__(self, *args: Any) -> Tensor:
         return self.shift(args[0]) if len(args) == 1 else self.at(*args)
@@ -137,6 +143,7 @@ class Combination(Control):
         self.terms = terms
         self.requires_jacobian = any(c.requires_jacobian for _, c in terms)
         self.elementwise = all(c.elementwise for _, c in terms)
+        self.continuum = any(c.continuum for _, c in terms)
 
     def shift(self, step: StepView) -> Tensor:
         return _weighted_sum([(scale, control.shift(step)) for scale, control in self.terms])
@@ -165,6 +172,15 @@ def as_control(control: Any) -> Control | None:
             f"saw a control of type {type(control).__name__}; wanted an sc.Control or a function f(step) -> u."
         )
     return StepControl(control)
+
+
+def check_consistent(control: Control | None, kernel: Any, process: Any) -> None:
+    """Raise NotDefined when a control of the continuous problem meets a kernel that converges to another process."""
+    if control is not None and control.continuum and not kernel.consistent_with(process):
+        raise NotDefined(
+            f"the optimal control of the continuous problem on {kernel!r}, whose chain converges to another SDE; "
+            "wanted a consistent kernel. Use problem.discretise(kernel, grid).exact.control, the optimum of that chain."
+        )
 
 
 def require_control(control: Any) -> Control:

@@ -65,7 +65,11 @@ class Quadratic(Reward):
             linear = torch.zeros(k.shape[0] if k.ndim else 1)
         self.linear = _vector("linear", linear)
         self.dim = d = len(self.linear)
-        k = torch.zeros(d, d, dtype=torch.float64) if k is None else k
+        self.constant = _number("constant", constant)
+        self._curvature = None if k is None else self._checked(k)
+
+    def _checked(self, k: Tensor) -> Tensor | None:
+        d = self.dim
         k = k * torch.eye(d, dtype=torch.float64) if k.ndim == 0 else k
         check(k.shape == (d, d), f"curvature of shape {tuple(k.shape)}", f"({d}, {d}), as linear has {d} entries")
         check(bool(torch.isfinite(k).all()), "curvature with NaN or infinite entries", "finite numbers")
@@ -76,27 +80,35 @@ class Quadratic(Reward):
             "a symmetric matrix",
             "Pass (K + K.T) / 2.",
         )
-        self.curvature = (k + k.T) / 2
-        self.constant = _number("constant", constant)
-        self.is_linear = not bool(self.curvature.any())
+        return (k + k.T) / 2 if bool(k.any()) else None
+
+    @property
+    def is_linear(self) -> bool:
+        return self._curvature is None
+
+    @property
+    def curvature(self) -> Tensor:
+        """The symmetric matrix K (d, d); a linear reward keeps none and makes zeros when asked."""
+        return torch.zeros(self.dim, self.dim, dtype=torch.float64) if self._curvature is None else self._curvature
 
     def __call__(self, x: Tensor) -> Tensor:
-        g, k = self.linear.to(x), self.curvature.to(x)
-        value = x @ g + self.constant
-        return value if self.is_linear else value - ((x @ k) * x).sum(-1) / 2
+        value = x @ self.linear.to(x) + self.constant
+        return value if self._curvature is None else value - ((x @ self._curvature.to(x)) * x).sum(-1) / 2
 
     def gradient(self, x: Tensor) -> Tensor:
-        g, k = self.linear.to(x), self.curvature.to(x)
-        return g.expand_as(x) if self.is_linear else g - x @ k
+        g = self.linear.to(x)
+        return g.expand_as(x) if self._curvature is None else g - x @ self._curvature.to(x)
 
     def restrict(self, basis: Tensor, offset: Tensor) -> Quadratic:
-        k_offset = self.curvature @ offset
+        if self._curvature is None:
+            return Quadratic(basis.mT @ self.linear, constant=self.constant + float(self.linear @ offset))
+        k_offset = self._curvature @ offset
         constant = float(self.constant + self.linear @ offset - offset @ k_offset / 2)
-        k = basis.mT @ (self.curvature @ basis)
+        k = basis.mT @ (self._curvature @ basis)
         return Quadratic(basis.mT @ (self.linear - k_offset), (k + k.mT) / 2, constant)
 
     def log_expectation(self, mean: Tensor, covariance: Tensor, temperature: float) -> Tensor:
-        """With S = P^{1/2}: exists iff I + S K S / temperature is positive; see the tilt row of theory (derived)."""
+        """With S = P^{1/2}: exists iff I + S K S / temperature is positive; a Gaussian integral (derived)."""
         d, eye = self.dim, torch.eye(self.dim, dtype=covariance.dtype)
         g, k = self.linear.to(covariance), self.curvature.to(covariance)
         eigenvalues, vectors = torch.linalg.eigh(covariance)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdecontrol.controls import Control, as_control
+from sdecontrol.controls import Control, as_control, check_consistent
 from sdecontrol.errors import BadInput, InfiniteKL, NotFinite, check
 from sdecontrol.kernels import Kernel, Transition
 from sdecontrol.laws import Law
@@ -88,6 +88,7 @@ def prepare(process: Process, kernel: Kernel, grid: ResolvedGrid, control: Any =
     """The kernel's transitions on a grid. Raises InfiniteKL when a control would meet a noiseless step before the last."""
     times = [float(t) for t in grid.times]
     transitions = [kernel.transition(process, t, t_next) for t, t_next in zip(times[:-1], times[1:], strict=True)]
+    check_consistent(control, kernel, process)
     if control is not None:
         for k, transition in enumerate(transitions[:-1]):
             if transition.noiseless:

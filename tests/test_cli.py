@@ -66,6 +66,17 @@ def test_a_problem_from_a_file(tmp_path: Path) -> None:
     assert "mine" in out
 
 
+@pytest.mark.parametrize("options", [[], ["--components", "2", "--rank", "2"]])
+def test_a_users_array(options: list[str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savetxt(tmp_path / "mine.csv", 100 + rng.normal(size=(300, 3)) * [20, 10, 1], delimiter=",", header="a,b,c")
+    code, out, _ = run("verify", "lemma-3.1", "--data", str(tmp_path / "mine.csv"), "--quick", *options)
+    assert code == 0
+    assert "mine.csv: 300 rows of 3 columns, centred and divided by" in out
+    family = "mixture of 2 Gaussians" if options else "Gaussian"
+    assert f"{family} on a subspace of rank 2" in out
+
+
 def test_list_names_claims_and_problems() -> None:
     code, out, _ = run("list")
     assert code == 0

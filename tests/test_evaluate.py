@@ -152,6 +152,14 @@ def test_a_running_reward_that_breaks_midway_is_named():
         score(problem, None, grid=sc.TimeGrid.uniform(10), n=100)
 
 
+def test_continuum_controls_are_refused_on_inconsistent_kernels(problem):
+    for control in (problem.exact.control, 0.5 * problem.exact.control):
+        with pytest.raises(sc.NotDefined, match="discretise"):
+            score(problem, control, kernel=sc.DDIM(0.5))
+    chain = problem.discretise(sc.DDIM(0.5), GRID).exact
+    assert abs(score(problem, chain.control, chain.initial, kernel=sc.DDIM(0.5)).gap.z(chain.loss)) < 5
+
+
 def test_compare_needs_controls(problem):
     with pytest.raises(sc.BadInput, match="no controls"):
         sc.compare(problem, {})

@@ -1,7 +1,7 @@
 """Draws of the optimal process for exact scores at many noise levels, without time steps; integrals in time.
 
 Under Q* the path is the tilted data law noised: X ~ p^r, then Y_t by the forward transition from level to level. Where
-the start is not the noised data law, paths carry the weight p_noise/p_T at t = 0 (theory 1.1, items 3-5; derived).
+the start is not the noised data law, paths carry the weight p_noise/p_T at t = 0 (derived).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from sdecontrol.processes import Process, ReverseProcess
 
 
 class Latent:
-    """A problem in the coordinates z = B'(y - alpha(s) o) in which its reward and its control live (theory 1.4).
+    """A problem in the coordinates z = B'(y - alpha(s) o) in which its reward and its control live (derived).
 
     `data` is the data law there (None when the score is not exact), `rho` the reward over the temperature. Without a
     subspace z is y. Raises NotApplicable for images, and for laws that the second route does not know.

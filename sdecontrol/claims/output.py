@@ -1,6 +1,6 @@
 """The output law p_pre by the second route, from the parameters of the data law, the schedule and the start alone.
 
-With the exact score Y_T given Y_0 is clean given noisy, whatever the start (theory 1.1 item 1; derived). For a mixture
+With the exact score Y_T given Y_0 is clean given noisy, whatever the start (derived). For a mixture
 started from a Gaussian the nodes of a trapezoidal rule stand for the start; given a node the output is a mixture. Other
 affine processes are integrated as ordinary differential equations of mean and covariance.
 """

@@ -1,7 +1,7 @@
 """The joint law of the component of the data and of Y_t under the reference process: weight_i F_i(t).
 
 It is closed, with Gaussian F_i(t), from the noised data law, from a point, and for Gaussian data from a
-Gaussian or a mixture: Y_t given Y_0 is X_s given X_T of forward noising (theory 1.1, item 1; derived).
+Gaussian or a mixture: Y_t given Y_0 is X_s given X_T of forward noising (derived).
 """
 
 from __future__ import annotations

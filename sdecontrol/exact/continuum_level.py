@@ -3,7 +3,7 @@
 Component i of the data law, N(mu_i, Sigma_i), has at level (a, h) the noised law N(a mu_i, S_i) with
 S_i = a^2 Sigma_i + h I, responsibilities omega_i proportional to w_i N(y; a mu_i, S_i), and clean given noisy
 N(mu_i + J_i (y - a mu_i), P_i). E_i is the expectation of e^{r/temperature} under the latter; for a quadratic
-reward log E_i is quadratic in y (theory 1.2, 1.3; derived).
+reward log E_i is quadratic in y (derived).
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ class RiccatiExact(ContinuumExact):
 
     @cached_property
     def control(self) -> Control:
-        return AffineControl(lambda t: self._affine(t)[0], lambda t: self._affine(t)[1])
+        return AffineControl(lambda t: self._affine(t)[0], lambda t: self._affine(t)[1]).of_the_continuum()
 
     def _affine(self, t: float) -> tuple[Tensor, Tensor]:
         growth, amplitude = self.backward.value(self._check_time(t)), self.process.amplitude(t)

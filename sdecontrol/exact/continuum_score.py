@@ -2,7 +2,7 @@
 
 Value and control are closed for every initial law. Under Q the component of the data and Y_t have the joint
 law weight_i F_i(t), see `continuum_flow`; under Q* the same tilted by E_i(t, .), see `continuum_level`. Where
-the F_i are Gaussian, C, nu*, p_ft, Q*_t and the path KL follow (theory 1.1-1.3, 1.5; derived).
+the F_i are Gaussian, C, nu*, p_ft, Q*_t and the path KL follow (derived).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class ScoreExact(ContinuumExact):
 
     @cached_property
     def control(self) -> Control:
-        return StateControl(self._optimal, elementwise=True)
+        return StateControl(self._optimal, elementwise=True).of_the_continuum()
 
     def _optimal(self, t: float, x: Tensor) -> Tensor:
         return self.level(self._noise_level(t)).gradient(x) * self.amplitude(t)
@@ -184,7 +184,7 @@ class QuadraticScore(ScoreExact):
 
 
 class GaussianScore(QuadraticScore):
-    """A Gaussian data law and a quadratic reward: v is quadratic and u* affine (theory 1.2)."""
+    """A Gaussian data law and a quadratic reward: v is quadratic and u* affine (derived)."""
 
     def _level(self, s: float) -> AffineLevel:
         a, component = self.schedule.alpha(s), self.components[0]
@@ -192,7 +192,7 @@ class GaussianScore(QuadraticScore):
 
     @cached_property
     def control(self) -> Control:
-        return AffineControl(lambda t: self._affine(t)[0], lambda t: self._affine(t)[1])
+        return AffineControl(lambda t: self._affine(t)[0], lambda t: self._affine(t)[1]).of_the_continuum()
 
     def _affine(self, t: float) -> tuple[Tensor, Tensor]:
         level, amplitude = self.level(self._noise_level(t)), self.amplitude(t)
@@ -243,7 +243,7 @@ def tilt_kl(f: LogQuadratic, law: Law, tilted: Law, log_normalizer: float) -> fl
 
 
 class MixtureScore(QuadraticScore):
-    """A mixture and a quadratic reward, started from the noised data law or from a point (theory 1.3)."""
+    """A mixture and a quadratic reward, started from the noised data law or from a point (derived)."""
 
     @cached_property
     def kl_initial(self) -> float:

@@ -3,7 +3,7 @@
     C = int p_noise sum_i omega_i E_i,    Q_t = varrho_t p_s,    varrho_t(x) = E[p_noise(Z)/p_T(Z)],
     Z ~ N((a_T/a_s) x, q) the noised point,    Q*_t = e^{v(t, .)/temperature} varrho_t p_s / C
 
-(theory 1.1 item 5; derived). One and two dimensions; the error of log C is that of the rule, stated.
+(derived). One and two dimensions; the error of log C is that of the rule, stated.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The reward takes two values, so C alone gives the mass P of p_pre above the thre
 
     C = 1 + (e^{c/temperature} - 1) P,  pi = e^{c/temperature} P / C,  KL(Q* || Q) = pi c/temperature - log C
 
-(theory 1.5; derived).
+(derived).
 """
 
 from __future__ import annotations

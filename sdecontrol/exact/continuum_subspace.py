@@ -1,7 +1,7 @@
 """Data on an affine subspace {offset + B u}: the problem of the latent coordinates z = B'(y - a offset).
 
 v(t, y) = v_latent(t, z), u* = B u*_latent(z), log C and every KL are the latent ones; p_pre and p_ft live on
-the subspace, nu* and Q*_t carry on the normal coordinates what Q has there (theory 1.4; derived).
+the subspace, nu* and Q*_t carry on the normal coordinates what Q has there (derived).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sdecontrol.laws.frame import Frame
 from sdecontrol.laws.parameters import apply
 from sdecontrol.rewards import Quadratic
 from sdecontrol.schedules import Schedule
+from sdecontrol.step import StepView
 
 
 class SubspaceControl(Control):
@@ -37,8 +38,8 @@ class SubspaceControl(Control):
     def at(self, t: float, x: Tensor) -> Tensor:
         return apply(self.frame.basis.to(x), self.latent.at(t, self.frame.encode(x, self._scale(t))))
 
-    def shift(self, step: object) -> Tensor:
-        return self.at(step.t, step.x)  # type: ignore[attr-defined]
+    def shift(self, step: StepView) -> Tensor:
+        return self.at(step.t, step.x)
 
     def affine_at(self, t: float) -> tuple[Tensor, Tensor]:
         gain, offset = self.latent.affine_at(t)
@@ -64,7 +65,7 @@ class SubspaceScore(ContinuumExact):
 
     @cached_property
     def control(self) -> Control:
-        return SubspaceControl(self.frame, self.schedule, self.latent.control)
+        return SubspaceControl(self.frame, self.schedule, self.latent.control).of_the_continuum()
 
     @property
     def log_normalizer(self) -> float:

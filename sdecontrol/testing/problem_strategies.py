@@ -87,7 +87,7 @@ def widest_output(process: ReverseProcess) -> float:
     """A bound of the variances of p_pre and of the data law, hence of every clean-given-noisy law in between.
 
     A component N(mu, S) of the data started from N(m, V) gives P + J V J with P = S h / (a^2 S + h) and
-    J = a S / (a^2 S + h), both increasing in S (theory of Gaussian data; derived).
+    J = a S / (a^2 S + h), both increasing in S (derived).
     """
     a, h = process.schedule.alpha(process.horizon), process.schedule.h(process.horizon)
     variance = widest(process.data_law)
