@@ -109,7 +109,7 @@ class Workbench(Pairs):
     @property
     def draws(self) -> int:
         """Independent draws where no path is simulated."""
-        return max(self._case_paths, 12_000) * (4 if self.process.dim <= LOW else 1)
+        return max(self._case_paths, 20_000) * (4 if self.process.dim <= LOW else 1)
 
     def clock(self, steps: int, t: float = 0.0) -> TimeGrid:
         """Times from t to the horizon, nested when the steps are doubled: even in a power of the posterior variance."""

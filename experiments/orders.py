@@ -1,0 +1,104 @@
+"""The discrete rung: at which order in the step each kernel's chain approaches the continuum, without sampling.
+
+A Gaussian in one and in four dimensions, uniform steps on [0, 0.9 T]. Without control: mean and covariance of the last
+state. Under u* from nu*, held over each step: mean, covariance and path KL; the latter's limit is KL(Q*_t || Q_t), for
+dQ*/dQ on [0, t] is a function of Y_t (derived). Orders by extrapolation of the local slopes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import sdecontrol as sc
+from experiments.record import record
+from sdecontrol.orders import observed_order
+
+STEPS = [16, 32, 64, 128, 256, 512]
+FRACTION = 0.9  # of the horizon: a closing step to the data is noiseless and has an error of its own
+KERNELS = {
+    "EulerMaruyama": sc.EulerMaruyama(),
+    "Exponential": sc.Exponential(),
+    "Ancestral small": sc.Ancestral(),
+    "Ancestral large": sc.Ancestral("large"),
+    "DDIM 1": sc.DDIM(1.0),
+    "SecondOrder": sc.SecondOrder(),
+    "ExactTransition": sc.ExactTransition(),
+}
+NOTHING = 1e-12  # errors below are rounding: the kernel has none
+
+
+def problems() -> dict[str, sc.Problem]:
+    one = sc.Gaussian([0.5], [[0.6]])
+    root = torch.tensor([[0.9, 0, 0, 0], [0.3, 0.7, 0, 0], [-0.2, 0.2, 0.6, 0], [0.1, -0.3, 0.2, 1.0]])
+    four = sc.Gaussian([0.5, -0.5, 0.2, 1.0], root.double() @ root.double().mT)
+    bend = torch.diag(torch.tensor([0.5, -0.1, 0.2, 0.3], dtype=torch.float64))
+    return {
+        "1-D VP": sc.Problem(sc.ReverseProcess(sc.VP(0.1, 5.0), one, "marginal"), sc.Quadratic([1.0], [[0.8]]), 0.5),
+        "4-D VP": sc.Problem(sc.ReverseProcess(sc.VP(0.1, 5.0), four, "marginal"),
+                             sc.Quadratic([1.0, 0.0, -0.5, 0.5], bend), 0.8),
+        "1-D VE": sc.Problem(sc.ReverseProcess(sc.VE(0.1, 3.0), one, "marginal"), sc.Quadratic([1.0], [[0.8]]), 0.5),
+    }  # fmt: skip
+
+
+def errors(problem: sc.Problem, kernel: Any, steps: int) -> dict[str, float]:
+    """Deviations of the chain from the continuum: first coordinate of the mean, trace of the covariance, path KL."""
+    process, exact = problem.process, problem.exact
+    end = FRACTION * process.horizon
+    grid = sc.TimeGrid.explicit([end * k / steps for k in range(steps + 1)])
+    reference, best = process.noised(end), exact.marginal(end)
+    free = sc.moments(process, kernel, grid)
+    run = sc.moments(process, kernel, grid, exact.initial, exact.control)
+    return {
+        "mean": float((free.means[-1] - reference.mean)[0]),
+        "covariance": float((free.covariances[-1] - reference.covariance).trace()),
+        "controlled mean": float((run.means[-1] - best.mean)[0]),
+        "controlled covariance": float((run.covariances[-1] - best.covariance).trace()),
+        "path KL": run.kl - sc.laws.kl(best, reference),
+    }
+
+
+def table(problem: sc.Problem) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, kernel in KERNELS.items():
+        rows = [errors(problem, kernel, steps) for steps in STEPS]
+        found[name] = {}
+        for quantity in rows[0]:
+            column = [row[quantity] for row in rows]
+            order = None if max(map(abs, column)) < NOTHING else observed_order(column, STEPS)
+            found[name][quantity] = {
+                "order": None if order is None else order.limit,
+                "uncertainty": None if order is None else order.uncertainty,
+                "errors": column,
+            }
+    return found
+
+
+def expected(kernel: str, quantity: str) -> int | None:
+    """The declared order without control; 1 under a control that is held over each step; None: no error at all."""
+    if quantity in ("mean", "covariance"):
+        order = KERNELS[kernel].order_weak
+        return None if order > 2 else order
+    return 1
+
+
+def measure() -> dict[str, Any]:
+    tables = {name: table(problem) for name, problem in problems().items()}
+    off = [
+        (abs(cell["order"] - wanted), f"{name}, {kernel}, {quantity}")
+        for name, rows in tables.items()
+        for kernel, cells in rows.items()
+        for quantity, cell in cells.items()
+        if (wanted := expected(kernel, quantity)) is not None and cell["order"] is not None
+    ]
+    worst = max(off)
+    return {"steps": STEPS, "tables": tables, "cells": len(off), "worst_deviation": worst[0], "worst_cell": worst[1]}
+
+
+def main() -> None:
+    record("orders", measure())
+
+
+if __name__ == "__main__":
+    main()
