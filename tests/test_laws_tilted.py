@@ -170,3 +170,13 @@ def test_quadrature_line_against_scipy():
     wanted = math.gamma(0.25) / (2**0.25 * math.sqrt(math.pi))  # E |X|^{-1/2}
     assert line.expect(lambda y: y.abs().rsqrt()) == pytest.approx(wanted, rel=1e-10)
     assert line.expect(lambda y: (y > 0.7).double()) == pytest.approx(stats.norm.sf(0.7), abs=1e-14)
+
+
+@pytest.mark.parametrize("step", [False, True], ids=["smooth", "with a jump"])
+def test_draws_on_the_line_invert_the_distribution_function(step):
+    base = sc.GaussianMixture([0.5, 0.5], [[-3.0], [3.0]], [0.3, 0.5])
+    law = TiltedLaw(base, lambda x: torch.sin(x[:, 0]) + (2.0 * (x[:, 0] > 2.5) if step else 0.0))
+    u = torch.linspace(1e-7, 1 - 1e-7, 5_001, dtype=torch.float64)
+    x = law.line.draw(u)
+    assert float((law.line.cdf(x) - u).abs().max()) < 1e-9
+    assert bool((x.diff() >= 0).all())

@@ -143,6 +143,29 @@ def test_without_a_reward_nothing_is_controlled(p: sc.Problem, data: DataObject)
 
 
 @quick
+@given(problems(dims=(1, 2), laws=gaussians, initial=("standard", "marginal", "gaussian"), rewards=quadratics))
+def test_the_initial_part_of_the_path_kl_is_that_of_the_initial_laws(p: sc.Problem) -> None:
+    start, tilted = p.process.initial_law(), p.exact.initial
+    spread = condition(start.covariance, tilted.covariance)
+    assert_identity(p.exact.kl_initial, sc.laws.kl(tilted, start), 1e-11 * (1 + p.exact.path_kl) * spread)
+    assert_bound(p.exact.kl_initial, p.exact.path_kl, slack=1e-11 * (1 + p.exact.path_kl))
+
+
+@quick
+@given(problems(dims=(1, 2), initial=("standard", "marginal", "point")), st.data())
+def test_the_control_is_the_amplitude_times_the_slope_of_the_value(p: sc.Problem, data: DataObject) -> None:
+    """Central differences with h = 1e-5: h^2 of the third derivative and rounding / h, below 1e-6 of the scale."""
+    (dim,), h = p.process.event_shape, 1e-5
+    t = data.draw(st.floats(0.0, 0.5)) * p.process.horizon
+    x = p.process.noised(t).sample(2, sc.Noise(0))
+    steps = h * torch.eye(dim, dtype=torch.float64)
+    slope = torch.stack([p.exact.value(t, x + e) - p.exact.value(t, x - e) for e in steps], 1) / (2 * h)
+    amplitude = p.process.schedule.g2(p.process.horizon - t) ** 0.5
+    scale = amplitude * (1 + float(p.exact.value(t, x).abs().max()) / p.temperature)
+    assert_identity(p.exact.control(t, x), amplitude * slope / p.temperature, 1e-6 * scale)
+
+
+@quick
 @given(st.data(), schedules(sc.VP, sc.SubVP, sc.Cosine), st.integers(1, 2).flatmap(laws), temperatures())
 def test_ve_with_the_same_noise_to_signal_is_the_same_problem(
     data: DataObject, schedule: sc.schedules.Schedule, law: sc.laws.Law, temperature: float

@@ -432,11 +432,6 @@ def test_without_hypothesis_the_error_says_what_to_install(monkeypatch: pytest.M
         importlib.import_module("sdecontrol.testing")
 
 
-def test_the_library_itself_does_without_hypothesis() -> None:
-    text = {path: path.read_text() for path in (ROOT / "sdecontrol").rglob("*.py") if path.parent.name != "testing"}
-    assert not [path for path, source in text.items() if "hypothesis import" in source or "import hypothesis" in source]
-
-
 def test_strategies_compose_with_hypothesis() -> None:
     laws = st.integers(1, 2).flatmap(sdecontrol.testing.gaussians).filter(lambda law: law.dim == 2)
     assert literal(simplest(laws)) == "sc.Gaussian([0.0, 0.0], [1.0, 1.0])"

@@ -99,9 +99,13 @@ def clenshaw_curtis(count: int) -> tuple[Array, Array]:
 
 
 def extrapolated(values: Sequence[float]) -> tuple[float, float]:
-    """The limit of values at steps h, h/2, h/4, ... (errors in powers of h), and what the finest of them changed."""
-    column, previous = np.asarray(values, dtype=np.float64), math.inf
+    """The limit of values at steps h, h/2, h/4, ... (errors in powers of h), and the largest that the last steps changed.
+
+    The changes are two: by the highest power removed, and by the finest value added.
+    """
+    columns = [np.asarray(values, dtype=np.float64)]
     for power in range(1, len(values)):
-        previous = float(column[0])
-        column = (2**power * column[1:] - column[:-1]) / (2**power - 1)
-    return float(column[-1]), abs(float(column[-1]) - previous)
+        column = columns[-1]
+        columns.append((2**power * column[1:] - column[:-1]) / (2**power - 1))
+    limit = float(columns[-1][-1])
+    return limit, max(abs(limit - float(change)) for change in columns[-2])

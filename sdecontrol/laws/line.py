@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.polynomial import legendre
 from torch import Tensor
 
 from sdecontrol.errors import NoClosedForm, NoTilt
@@ -229,6 +232,39 @@ class Line:
         nodes = (a + x)[:, None] / 2 + half[:, None] * NODES
         density = (self.log_density(nodes.reshape(-1)) - self.log_normalizer).exp()
         return half * (density.reshape(nodes.shape) @ KRONROD)
+
+    @cached_property
+    def _masses(self) -> tuple[Tensor, Tensor]:
+        """Legendre coefficients, one column a panel, of the density on [-1, 1] and of its integral from -1."""
+        a, b = self.panels.a, self.panels.b
+        nodes = (a + b)[:, None] / 2 + ((b - a) / 2)[:, None] * NODES
+        log_density = self.log_density(nodes.reshape(-1)).reshape(nodes.shape) - self.log_normalizer
+        values = (log_density.exp() * ((b - a) / 2)[:, None]).numpy()
+        slopes = np.linalg.solve(legendre.legvander(NODES.numpy(), len(NODES) - 1), values.T)
+        return torch.from_numpy(slopes), torch.from_numpy(legendre.legint(slopes, lbnd=-1))
+
+    def draw(self, u: Tensor) -> Tensor:
+        """The x with P(X <= x) = u for many u at once, to 1e-9 in u: (m,) -> (m,).
+
+        Newton's steps, kept between bounds, on the polynomials through the nodes of each panel.
+        """
+        index = (torch.searchsorted(self._below, u.contiguous(), right=True) - 1).clamp(0, len(self.panels.a) - 1)
+        target = (u - self._below[index]).numpy()
+        slopes, masses = (coefficients[:, index].numpy() for coefficients in self._masses)
+        low, high = -np.ones_like(target), np.ones_like(target)
+        z = np.zeros_like(target)
+        for _ in range(60):
+            excess = legendre.legval(z, masses, tensor=False) - target
+            low, high = np.where(excess <= 0, z, low), np.where(excess > 0, z, high)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                step = z - excess / legendre.legval(z, slopes, tensor=False)
+            moved = np.where((step > low) & (step < high), step, (low + high) / 2)
+            settled = np.abs(moved - z).max() < 1e-12
+            z = moved
+            if settled:
+                break
+        a, b = self.panels.a[index], self.panels.b[index]
+        return (a + b) / 2 + (b - a) / 2 * torch.from_numpy(z)
 
     def quantile(self, u: Tensor) -> Tensor:
         """The x with P(X <= x) = u, by safeguarded Newton steps within its panel: (m,) -> (m,)."""

@@ -123,7 +123,7 @@ class TiltedLaw(Law):
         if self.log_bound is not None:
             return self._accepted(block, self.log_bound)
         if self.on_line:
-            return self.line.quantile(block.uniform())[:, None].to(self.dtype)
+            return self.line.draw(block.uniform())[:, None].to(self.dtype)
         return self._resampled(block)
 
     def _accepted(self, block: Block, log_bound: float) -> Tensor:
