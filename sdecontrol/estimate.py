@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy.special import ndtri
 
 from sdecontrol.errors import check
 
@@ -71,7 +71,7 @@ class Estimate:
 
     def interval(self, level: float = 0.95) -> tuple[Any, Any]:
         """Central interval of the given level from the normal approximation."""
-        half = stats.norm.ppf(0.5 + level / 2) * np.asarray(self.stderr)
+        half = ndtri(0.5 + level / 2) * np.asarray(self.stderr)
         return _plain(self.value - half), _plain(self.value + half)
 
     def samples_for(self, gap: float, z: float = 4.0) -> int:

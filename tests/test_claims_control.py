@@ -178,6 +178,15 @@ def test_wrong_answers_are_caught(problem, replaced, claims):
         assert report.verdict == "violated", (id, report.verdict)
 
 
+def test_a_control_off_the_subspace_is_caught():
+    problem = resolve("subspace-16-in-64-ve").problem
+    e, basis = problem.exact, Latent(problem).frame.basis
+    normal = torch.as_tensor((np.eye(64) - basis @ basis.T)[0])
+    off = StateControl(lambda t, x: e.control(t, x) + 1e-6 * normal)
+    report = get_claim("eq-3.27").run(problem, answers=Wrong(e, control=off), quick=True)
+    assert [row.quantity for row in report.rows if row.verdict == "violated"] == ["component of u* off the span"]
+
+
 def test_wrong_control_is_caught_by_simulation_alone():
     problem = resolve("mixture-2d-vp").problem
     wrong = Wrong(problem.exact, control=0.5 * problem.exact.control)
@@ -256,7 +265,7 @@ def test_posterior_of_a_mixture_against_a_grid():
         assert clean.mean(RHO, Y)[i] == pytest.approx(_posterior_on_a_grid(y, RHO), rel=1e-9)
         growth = np.log(_posterior_on_a_grid(y, lambda x: np.exp(RHO(x))))
         assert clean.log_growth(RHO, Y)[i] == pytest.approx(growth, rel=1e-9)
-    draws = clean.draw(np.repeat(Y[:1], 40_000, axis=0), np.random.default_rng(0))
+    draws = clean.draw(Y[:1], 40_000, np.random.default_rng(0))
     mean = [_posterior_on_a_grid(Y[0], lambda x, j=j: x[:, j]) for j in (0, 1)]
     assert np.abs((draws.mean(0) - mean) / (draws.std(0) / 200)).max() < 4
 

@@ -186,3 +186,14 @@ def test_bad_input():
         f_tilt(MIXTURE, bumpy, 0.5, "chi2")
     with pytest.raises(BadInput, match="temperature"):
         f_tilt(MIXTURE, bumpy, -0.5, ChiSquare())
+
+
+@pytest.mark.parametrize("gap", [0.0, 3.0, 40.0])
+def test_unbounded_rewards_on_separated_clusters_are_refused(gap):
+    """The outermost landmarks of two clusters lie side by side; the growth is measured over octaves instead."""
+    base = sc.GaussianMixture([0.5, 0.5], [[-gap], [gap]], [0.3, 0.5])
+    for divergence in (ForwardKL(), GammaDivergence(0.5)):
+        for reward in (sc.Linear([1.0]), lambda x: x[:, 0]):
+            with pytest.raises(sc.NoTilt, match="unbounded") as caught:
+                f_tilt(base, reward, 1.0, divergence)
+            assert caught.value.smallest_temperature == math.inf

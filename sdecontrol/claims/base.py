@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy.special import ndtri
 
 from sdecontrol.errors import NoClosedForm, NotDefined, NoTilt, SDEControlError, UnknownName
 from sdecontrol.estimate import Estimate
@@ -32,8 +32,8 @@ HOLDS, VIOLATED, INCONCLUSIVE, NOT_APPLICABLE = "holds", "violated", "inconclusi
 
 FAMILY_RATE = 1e-3  # probability that a run of true statements shows any false alarm
 FAMILY_ROWS = 2_000  # Monte Carlo rows among which it is split (Bonferroni)
-Z_CRITICAL = float(stats.norm.isf(FAMILY_RATE / (2 * FAMILY_ROWS)))
-DETECTION = Z_CRITICAL + float(stats.norm.isf(0.01))  # standard errors at which a gap is seen in 99 of 100 runs
+Z_CRITICAL = -float(ndtri(FAMILY_RATE / (2 * FAMILY_ROWS)))
+DETECTION = Z_CRITICAL + -float(ndtri(0.01))  # standard errors at which a gap is seen in 99 of 100 runs
 RESOLUTION = 0.25  # largest detectable gap, relative to the scale of the quantity, that still decides
 EPS = float(np.finfo(np.float64).eps)
 

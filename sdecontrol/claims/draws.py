@@ -99,7 +99,7 @@ def clenshaw_curtis(count: int) -> tuple[Array, Array]:
 
 
 def extrapolated(values: Sequence[float]) -> tuple[float, float]:
-    """The limit of values at steps h, h/2, h/4, ... (errors in powers of h), and the largest that the last steps changed.
+    """The limit of values at steps h, h/2, h/4, ... (errors in powers of h), and the most that the last steps changed.
 
     The changes are two: by the highest power removed, and by the finest value added.
     """

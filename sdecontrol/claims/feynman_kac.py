@@ -192,7 +192,7 @@ def _posterior_draws(case: Case) -> tuple[float, Array, Array]:
         raise NotApplicable(
             f"e^(r/temperature) spreads too widely given Y_t for a plain mean: E w^2 = {np.exp(square[0]):.3g}"
         )
-    return t, z, clean.draw(np.repeat(z, bench.draws, axis=0), rng)
+    return t, z, clean.draw(z, bench.draws, rng)
 
 
 def _log_weights(bench: Workbench, t: float, x: torch.Tensor, fine: bool) -> torch.Tensor:

@@ -77,13 +77,12 @@ def optimum_by_quadrature(case: Case) -> None:
 def optimum_by_exact_draws(case: Case) -> None:
     """At (u*, nu*) for mixtures: under Q* Y_t is a draw of the tilted data noised to its level; no time steps."""
     no_running_reward(case)
-    answers, latent = case.answers, _mixture(case)
-    draws = Workbench.of(case).optimal_draws
-    energy, bias = draws.energy(lambda t, z: answers.control(t, latent.lift(t, z)).numpy())
-    first = latent.lift(0.0, draws.states[0])
-    log_ratio = answers.initial.log_prob(first) - case.problem.process.initial_law(0.0).log_prob(first)
-    total = Estimate.mean(draws.weights * (energy + log_ratio.numpy()))
-    case.sample("KL(Q*||Q) = E*[log dnu*/dp_noise + int |u*|^2 / 2]", total, answers.path_kl, bias=bias)
+    _mixture(case)
+    bench = Workbench.of(case)
+    log_ratio, energy, bias = bench.optimal_costs
+    total = Estimate.mean(bench.optimal_draws.weights * (energy + log_ratio))
+    title = "KL(Q*||Q) = E*[log dnu*/dp_noise + int |u*|^2 / 2]"
+    case.sample(title, total, case.answers.path_kl, bias=bias)
 
 
 @CLAIM.check(DISCRETE)

@@ -102,14 +102,13 @@ class Clean:
             total += omega[i][:, None] * (slope + (inside[i] - average)[:, None] * pull)
         return total
 
-    def draw(self, y: Array, rng: np.random.Generator) -> Array:
-        """One draw for each row of y."""
-        cumulative = np.exp(self.log_omega(y)).cumsum(0)
-        chosen = (rng.random(len(y)) * cumulative[-1] > cumulative).sum(0)
-        x, z = self.means(y)[chosen, np.arange(len(y))], rng.standard_normal(y.shape)
-        for i, factor in enumerate(np.linalg.cholesky(self.covariances)):
-            x[chosen == i] += z[chosen == i] @ factor.T
-        return x
+    def draw(self, y: Array, n: int, rng: np.random.Generator) -> Array:
+        """n draws of X given one y: (1, d) -> (n, d)."""
+        omega = np.exp(self.log_omega(y)[:, 0])
+        counts, parts = rng.multinomial(n, omega / omega.sum()), []
+        for count, mean, covariance in zip(counts, self.means(y)[:, 0], self.covariances):
+            parts.append(mean + rng.standard_normal((count, len(mean))) @ np.linalg.cholesky(covariance).T)
+        return rng.permutation(np.concatenate(parts))
 
     def given(self, nodes: Array, log_weights: Array) -> GaussianSum:
         """The law of X when y is one of the nodes (n, d), of log probabilities (n,)."""

@@ -54,7 +54,7 @@ def loss_of_the_swap(case: Case) -> None:
     no_running_reward(case)
     bench, log_c = Workbench.of(case), float(case.answers.log_normalizer)
     if "swapped" not in bench.flow.members:
-        raise NotApplicable("the posterior is known for exact scores only")
+        raise NotApplicable("solved for exact scores, and not in quick runs")
     found, apart = bench.objective("swapped"), bench.apart("swapped")
     case.identity(
         "log C - J(u_lin)/temperature",

@@ -56,6 +56,15 @@ class Workbench(Pairs):
     def optimal_draws(self) -> OptimalDraws:
         return OptimalDraws(self.latent, self.paths, self.rng("draws"))
 
+    @cached_property
+    def optimal_costs(self) -> tuple[Array, Array, float]:
+        """log dnu*/dp_noise and int |u*|^2 dt / 2 along the optimal draws, (n,) each, and the error of the time rule."""
+        draws, latent = self.optimal_draws, self.latent
+        first, start = latent.lift(0.0, draws.states[0]), self.process.initial_law(0.0)
+        log_ratio = (self.answers.initial.log_prob(first) - start.log_prob(first)).numpy()
+        energy, bias = draws.energy(lambda t, z: self.answers.control(t, latent.lift(t, z)).numpy())
+        return log_ratio, energy, bias
+
     # ------------------------------------------------------------------ points
 
     def points(self, t: float, n: int, rng: np.random.Generator) -> Tensor:
@@ -128,9 +137,8 @@ class Workbench(Pairs):
     @property
     def steps(self) -> int:
         """Steps of the coarse simulations, half those of the fine ones; few where the chain is known exactly."""
-        if self.affine:
-            return 8 if self.quick else 16
-        return 16 if self.quick else 32
+        extrapolates = not self.affine and (self.process.dim <= LOW or not self.quick)
+        return (16 if extrapolates else 8) * (1 if self.quick else 2)
 
     def grid(self, fine: bool = False) -> TimeGrid:
         return self.clock(self.steps * (1 + fine))

@@ -17,6 +17,7 @@ from sdecontrol.laws.line import Line
 from sdecontrol.rewards import as_quadratic
 
 _ZOOMS = 200
+_OCTAVES = 4  # beyond the landmarks, over which a reward's growth is judged
 
 
 class RewardLaw(ABC):
@@ -93,12 +94,17 @@ def _supremum(reward: Callable[[Tensor], Tensor], edges: Tensor) -> tuple[float,
     A reward that grows towards a finite limit (its increments shrink from octave to octave) is extrapolated
     to it.
     """
-    outer = torch.stack([edges[-3:], edges[:3].flip(0)])
-    a, b, c = reward(outer.reshape(-1)).reshape(2, 3).unbind(1)
-    ratio = torch.where(b > a, (c - b) / (b - a), torch.where(c > b, torch.inf, 0.0))
-    if bool((ratio >= 0.75).any()):
+    middle, half = (edges[0] + edges[-1]) / 2, (edges[-1] - edges[0]) / 2
+    octaves = half * 2.0 ** torch.arange(-_OCTAVES, 1.0, dtype=torch.float64)
+    values = reward(torch.cat([middle + octaves, middle - octaves])).reshape(2, -1)
+    growth = values.diff()
+    grows = (growth > 0).all(1)
+    ratios = growth[:, 1:] / torch.where(grows[:, None], growth[:, :-1], 1.0)
+    if bool((grows & (ratios >= 0.75).all(1)).any()):
         return math.inf, math.inf
-    limit = float(torch.where(c > b, c + (c - b) * ratio / (1 - ratio), c).max())
+    last = ratios[:, -1]
+    converges = grows & (last < 0.75)
+    limit = float((values[:, -1] + torch.where(converges, growth[:, -1] * last / (1 - last), 0.0)).max())
     best, top = _peak(reward, edges)
     return (best, top) if top >= limit else (math.inf, limit)
 
