@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import torch
-from scipy.integrate import quad, solve_ivp
+from scipy.integrate import solve_ivp
 from scipy.special import ndtr
 
 from sdecontrol.claims.base import EPS, EXACT, MONTE_CARLO, Case, NotApplicable
@@ -50,6 +50,12 @@ def gaussian_data(problem: Problem) -> tuple[ReverseProcess, Gaussian]:
     return process, law
 
 
+def integral_of_g2(process: ReverseProcess) -> float:
+    """int_0^T g^2 ds by the midpoint rule, whose 20 000 panels fit between the levels of a tabulated schedule."""
+    edges = torch.linspace(0, process.horizon, 20_001, dtype=torch.float64)
+    return float(process.schedule.g2((edges[1:] + edges[:-1]) / 2).sum()) * process.horizon / 20_000
+
+
 @PROPOSITION.check(EXACT)
 def reconstruction(case: Case) -> None:
     """(3.3)-(3.4) with a constant score error epsilon, along the direction of the reward: everything stays Gaussian.
@@ -60,7 +66,7 @@ def reconstruction(case: Case) -> None:
     process, law = gaussian_data(case.problem)
     direction = torch.as_tensor(ramp(case.problem).direction)
     data, schedule, temperature = law.along(direction / direction.norm()), process.schedule, case.problem.temperature
-    epsilon = SCORE_ERROR / math.sqrt(quad(schedule.g2, 0.0, process.horizon, epsabs=1e-10, epsrel=1e-10, limit=200)[0])
+    epsilon = SCORE_ERROR / math.sqrt(integral_of_g2(process))
     reward = Linear([SLOPE * temperature / math.sqrt(float(data.covariance))])
     noised = data.noised(schedule.alpha(process.horizon), schedule.h(process.horizon))
     starts = {"the noised law": noised, "p_noise": Gaussian([0.0], [schedule.prior_std**2])}
