@@ -1,9 +1,9 @@
-"""A control scaled by 0.9 told from the exact one: the pathwise certificate sees it with 500 paths, the objective not.
+"""A control scaled by 0.9 told from the exact one: 500 paths of the certificate do, the objective does not.
 
-1-D VP, temperature 0.5, quadratic reward, 400 steps. R = r/temperature - log dQ^{u,nu}/dQ - log Z vanishes on every path
-of the optimum (3.20); its root mean square is compared between the two controls, each with 500 paths of its own and a
-standard error, at three standard errors. The same rule is put to the objectives, with separate and with common noise,
-and the certificate to two runs of the exact control (a false alarm).
+1-D VP, temperature 0.5, quadratic reward, 400 steps. R = r/temperature - log dQ^{u,nu}/dQ - log Z vanishes on every
+path of the optimum (3.20); its root mean square is compared between the two controls, each with 500 paths of its own
+and a standard error, at three standard errors. The same rule is put to the objectives, with separate and with common
+noise, and the certificate to two runs of the exact control (a false alarm).
 """
 
 from __future__ import annotations

@@ -26,15 +26,21 @@ STEPS, PATHS, TIMES = 200, 20_000, 12
 SCHEDULE = sc.VP(0.1, 8.0)
 
 
+def parts(problem: sc.Problem) -> tuple[sc.ReverseProcess, sc.Quadratic]:
+    """The process and the reward, by their types."""
+    assert isinstance(problem.process, sc.ReverseProcess) and isinstance(problem.reward, sc.Quadratic)
+    return problem.process, problem.reward
+
+
 def posterior(problem: sc.Problem, t: float) -> Any:
-    process = problem.process
+    process, _ = parts(problem)
     s = process.noise_level(t)
     return process.data_law.posterior(process.schedule.alpha(s), process.schedule.h(s))
 
 
 def swapped_gaussian(problem: sc.Problem) -> sc.AffineControl:
     """(amplitude/temperature) J' (g - K m(y)), affine in y."""
-    process, reward = problem.process, problem.reward
+    process, reward = parts(problem)
 
     def gain(t: float) -> torch.Tensor:
         p = posterior(problem, t)
@@ -76,14 +82,15 @@ def swapped_mixture(problem: sc.Problem) -> sc.StateControl:
     def control(t: float, y: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
             at = y.detach().double().requires_grad_()
-            mean = posterior(problem, t).mean(at) @ problem.reward.linear
+            mean = posterior(problem, t).mean(at) @ parts(problem)[1].linear
             slope = torch.autograd.grad(mean.sum(), at)[0]
         return (problem.process.amplitude(t) / problem.temperature * slope).to(y.dtype)
 
     return sc.StateControl(control)
 
 
-def mass_above(law: sc.GaussianMixture, threshold: float) -> float:
+def mass_above(law: sc.laws.Law, threshold: float) -> float:
+    assert isinstance(law, sc.GaussianMixture)
     means, stds = law.means[:, 0].numpy(), np.sqrt(law.covariances[:, 0, 0].numpy())
     return float(law.weights.numpy() @ stats.norm.sf((threshold - means) / stds))
 

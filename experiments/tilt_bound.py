@@ -81,7 +81,7 @@ def measure(laws: int = LAWS, checked: int = CHECKED) -> dict[str, Any]:
     p, rho = groups[-1]
     found = np.array([library_columns(p[i], rho[i]) for i in range(checked)])
     own = np.stack([parts[-1][key][:checked] for key in ("tv", "kl", "reverse_kl")], 1)
-    size = c["tv"] > 1e-12
+    size, larger_kl = c["tv"] > 1e-12, np.maximum(c["kl"], c["reverse_kl"])
     return {
         "laws": laws,
         "compared": int(known.sum()),
@@ -95,7 +95,7 @@ def measure(laws: int = LAWS, checked: int = CHECKED) -> dict[str, Any]:
         "range": {
             "violations_root": int((c["tv"] > np.sqrt(c["largest"])).sum()),
             "violations_tanh": int((c["tv"] > np.tanh(c["range"] / 4) * (1 + 1e-12)).sum()),
-            "violations_kl": int((np.maximum(c["kl"], c["reverse_kl"]) > c["range"] ** 2 / 8 * (1 + 1e-9) + 1e-14).sum()),
+            "violations_kl": int((larger_kl > c["range"] ** 2 / 8 * (1 + 1e-9) + 1e-14).sum()),
             "sup_over_tanh": float((c["tv"][size] / np.tanh(c["range"][size] / 4)).max()),
         },
         "library": {"laws": checked, "largest_deviation": float(np.abs(found - own).max())},

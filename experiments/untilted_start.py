@@ -55,7 +55,9 @@ def untilted_law(problem: sc.Problem, points: torch.Tensor) -> torch.Tensor:
 
     pi(x | y) is proportional to p_data(x) N(y; a x, h). A trapezoidal rule over y.
     """
-    process, schedule = problem.process, problem.process.schedule
+    process = problem.process
+    assert isinstance(process, sc.ReverseProcess)
+    schedule = process.schedule
     a, h = schedule.alpha(schedule.horizon), schedule.h(schedule.horizon)
     y = torch.linspace(-9, 9, 1201, dtype=torch.float64)[:, None]
     value = problem.exact.value(0.0, y) / problem.temperature

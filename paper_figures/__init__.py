@@ -1,1 +1,1 @@
-"""One module a figure of docs/statements: `python -m paper_figures.NAME` reads experiments/results, writes docs/figures."""
+"""One module a figure of docs/statements: `python -m paper_figures.NAME`, from experiments/results to docs/figures."""

@@ -14,7 +14,8 @@ def main() -> None:
     with canvas(1, 2, size=(7.0, 2.8)) as (figure, (left, right)):
         bins = np.linspace(-0.3, 0.3, 61).tolist()
         left.hist(found["residuals"]["exact"], bins=bins, color=TILT, alpha=0.55, label="$u^*$")
-        left.hist(found["residuals"]["scaled"], bins=bins, color=REFERENCE, histtype="step", lw=1.4, label="$0.9\\,u^*$")
+        left.hist(found["residuals"]["scaled"], bins=bins, color=REFERENCE, histtype="step", lw=1.4,
+                  label="$0.9\\,u^*$")  # fmt: skip
         left.set(xlabel=r"certificate $r(Y_T)/\alpha-\log\,dQ^{u,\nu}/dQ-\log Z$", ylabel="paths")
         left.legend()
         bins = np.linspace(-4, 14, 55).tolist()

@@ -9,7 +9,7 @@ from sdecontrol.report.style import REFERENCE, TILT, canvas
 
 def main() -> None:
     found = results("convex_window")
-    fine, inside = found["fine"], found["inside"]
+    fine, middle = found["fine"], (found["opens"] + found["closes"]) / 2
     with canvas(1, 2, size=(7.0, 2.8)) as (figure, (left, right)):
         for which, color, style in (("fine", REFERENCE, "-"), ("inside", TILT, "--")):
             label = f"$k/\\alpha={found[which]['curvature']:.2f}$"
@@ -24,7 +24,7 @@ def main() -> None:
         right.axvspan(found["opens"], found["closes"], color=TILT, alpha=0.15, lw=0)
         guide(right, found["opens"], r"$1/S_p$", vertical=True)
         guide(right, found["closes"], r"$1/P_T$", vertical=True)
-        right.text((found["opens"] + found["closes"]) / 2, 0.25, "$v$ finite,\nno best\ninitial law", ha="center", fontsize=8)
+        right.text(middle, 0.25, "$v$ finite,\nno best\ninitial law", ha="center", fontsize=8)
         right.text(0.2, 0.25, "all\nexists", ha="center", fontsize=8)
         right.text(1.32, 0.12, "$v$ infinite\nbelow the line", ha="center", fontsize=8)
         right.set(xlabel=r"convexity $k/\alpha$ of the reward", ylabel="generation time of the blow-up", xlim=(0, 1.6),

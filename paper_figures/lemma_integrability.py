@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.record import results
-from paper_figures.output import column, guide, publish
+from paper_figures.output import column, publish
 from sdecontrol.report.style import CYCLE, TILT, canvas
 
 
@@ -13,7 +13,8 @@ def main() -> None:
     cuts = column(rows, "cut")
     with canvas(1, 2, size=(6.6, 2.7)) as (figure, (left, right)):
         left.semilogx(cuts, column(rows, "objective"), "o-", ms=3, color=TILT)
-        guide(left, found["log_C"], r"$\log C$")
+        left.axhline(found["log_C"], color="0.6", lw=0.8, ls=":")
+        left.text(1.0, found["log_C"], r"$\log C$", va="bottom", fontsize=8, color="0.35")
         left.set(xlabel="truncation $n$ of the tilt", ylabel=r"objective $/\,\alpha$", ylim=(0, 1.02))
         for key, label, color, marker in (("reward", r"$\mathbb{E}\,r/\alpha$", CYCLE[0], "o"),
                                           ("kl", r"$\mathrm{KL}(p_n\Vert p_{\rm pre})$", CYCLE[3], "s")):  # fmt: skip

@@ -14,15 +14,18 @@ def main() -> None:
     found = results("orders")
     steps, tables = found["steps"], found["tables"]["1-D VP"]
     with canvas(1, 2, size=(7.0, 3.2)) as (figure, axes):
-        for ax, quantity, title in zip(axes, ("covariance", "path KL"), ("variance, no control", "path KL under $u^*$")):
+        titles = {"covariance": "variance, no control", "path KL": "path KL under $u^*$"}
+        for ax, (quantity, title) in zip(axes, titles.items()):
             for (name, marker), color in zip(SHOWN.items(), (*CYCLE[:5], TILT)):
                 errors = [abs(e) for e in tables[name][quantity]["errors"]]
                 if max(errors) > 1e-12:
                     ax.loglog(steps, errors, marker + "-", ms=4, mfc="none", color=color, label=name)
+                else:
+                    ax.plot([], [], marker + "-", ms=4, mfc="none", color=color, label=f"{name} (no error here)")
             ax.set(xlabel="steps", ylabel="error", title=title)
             ax.set_xticks(steps, [str(n) for n in steps])
             ax.minorticks_off()
-        axes[1].legend(fontsize=7)
+        axes[0].legend(fontsize=7, loc="lower left")
         publish(figure, "orders")
 
 

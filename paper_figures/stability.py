@@ -11,7 +11,8 @@ def main() -> None:
     found = results("stability")
     with canvas(1, 2, size=(6.8, 2.8)) as (figure, axes):
         for ax, schedule in zip(axes, ("VP", "VE")):
-            for start, style, label in (("nu_star", "-", r"$\hat\nu=\nu^*$"), ("p_noise", "--", r"$\hat\nu=p_{\rm noise}$")):
+            for start, style, label in (("nu_star", "-", r"$\hat\nu=\nu^*$"),
+                                        ("p_noise", "--", r"$\hat\nu=p_{\rm noise}$")):  # fmt: skip
                 rows = found[schedule][start]
                 ax.plot(column(rows, "theta"), column(rows, "half_eps"), style, color=REFERENCE,
                         label=rf"$\bar\varepsilon/2$, {label}")  # fmt: skip

@@ -22,7 +22,8 @@ def main() -> None:
                  ylabel=r"$d_{TV}(p_{\rm ft},p_{\rm pre})$", xlim=(1e-8, 60), ylim=(1e-5, 8))  # fmt: skip
         left.legend(loc="upper left", markerscale=4)
         temperature = column(rows, "temperature")
-        right.loglog(temperature, column(rows, "root_bound"), color=CYCLE[1], ls="-.", label=r"$\sqrt{M/\alpha}$, (3.6)")
+        right.loglog(temperature, column(rows, "root_bound"), color=CYCLE[1], ls="-.",
+                     label=r"$\sqrt{M/\alpha}$, (3.6)")  # fmt: skip
         right.loglog(temperature, column(rows, "root_half_divergence"), color=REFERENCE, ls="--", label=r"$\sqrt{D/2}$")
         right.loglog(temperature, column(rows, "tanh_bound"), color=CYCLE[3], ls=":", label=r"$\tanh(R/4)$")
         right.loglog(temperature, column(rows, "tv"), color=TILT, label=r"$d_{TV}$ itself")

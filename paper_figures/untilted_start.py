@@ -18,6 +18,8 @@ def main() -> None:
                           label=f"{name} reward, VE")  # fmt: skip
             x = [0.02, 0.6]
             ax.loglog(x, [0.15 * rho**2 / 2 for rho in x], ":", color="0.5", label=r"slope 2")
+            ax.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5], ["0.02", "0.05", "0.1", "0.2", "0.5"])
+            ax.set_xticks([], minor=True)
             ax.set(xlabel=r"$\rho=\mathrm{corr}(Y_0,Y_T)$", ylabel=label)
         axes[0].legend(loc="upper left")
         publish(figure, "untilted-start")

@@ -10,7 +10,7 @@ import torch
 from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
 from sdecontrol.claims.posterior import gaussian_kl, rule, tilted_mass
 from sdecontrol.claims.separation import value_at_start
-from sdecontrol.claims.workbench import Workbench, no_running_reward
+from sdecontrol.claims.workbench import Workbench, mild, no_running_reward
 from sdecontrol.estimate import Estimate
 
 CLAIM = Claim(
@@ -75,7 +75,7 @@ def weighted_prior(case: Case) -> None:
     no_running_reward(case)
     bench, answers, prior = Workbench.of(case), case.answers, case.problem.process.initial_law(0.0)
     y = prior.sample(bench.draws, case.noise, "prior").to(torch.float64)
-    weights = torch.exp(answers.value(0.0, y) / bench.temperature - answers.log_normalizer)
+    weights = mild(torch.exp(answers.value(0.0, y) / bench.temperature - answers.log_normalizer))
     case.sample("E_{p_noise} e^{v(0, .)/temperature} / C", Estimate.mean(weights), 1.0)
     direction = _direction(case)
     along = y @ direction

@@ -51,7 +51,7 @@ class Pairs:
     def _members(self) -> dict[str, Member]:
         """Named pairs of a control and an initial law; "best" stands for the control in question."""
         latent = self.latent
-        latent.sde  # noqa: B018  raises NotApplicable
+        latent.sde, latent.rho  # noqa: B018  raise NotApplicable where the dynamics or the best control are not affine
         start, star = latent.gaussian_start, latent.moments(0.0, self.answers.initial)
         zero = np.zeros((latent.dim, latent.dim)), np.zeros(latent.dim)
         members = {

@@ -160,7 +160,7 @@ def chain_of_its_own(case: Case) -> None:
     tilt = gaussian(*reference).tilt(bench.whole_reward)
     own = tilt.law.mean, tilt.law.covariance
     condition = max(tilt.law.condition, float(np.linalg.cond(reference[1])))
-    error = rounding(1.0, tilt.log_mass, condition=condition, operations=10 * process.dim)
+    error = rounding(1.0, tilt.log_mass, condition=condition, operations=1_000 + 100 * process.dim)
     case.identity("log Z of the chain", exact.log_normalizer, tilt.log_mass, error)
     case.zero("chain's p_ft - tilt, in standard deviations", distance(terminal, own), error)
     case.identity("chain's KL(P*||P) = KL(p_ft||p_pre)", exact.path_kl, gaussian_kl(own, reference), error)

@@ -9,7 +9,7 @@ from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, No
 from sdecontrol.claims.plain import GaussianSum, Quadric
 from sdecontrol.claims.posterior import gaussian, gaussian_kl, rule
 from sdecontrol.claims.quadrature import Array
-from sdecontrol.claims.workbench import Workbench, no_running_reward
+from sdecontrol.claims.workbench import Workbench, mild, no_running_reward
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import total_reward
 from sdecontrol.moments import AffineChain, moments
@@ -107,7 +107,7 @@ def reweighted_starts(case: Case) -> None:
     bench = Workbench.of(case)
     name, nu = ("optimum", case.answers.initial) if bench.draws_initial else ("moved", bench.tests["affine 1"].initial)
     kept = bench.path("untilted")
-    ratio = torch.exp(nu.log_prob(kept.initial) - kept.reference_initial.log_prob(kept.initial))
+    ratio = mild(torch.exp(nu.log_prob(kept.initial) - kept.reference_initial.log_prob(kept.initial)))
     reward = total_reward(case.problem, kept) / bench.temperature
     gap = Estimate.difference(bench.profit(name), ratio * bench.profit("untilted"))
     case.sample(f"E_nu J(u*, .) two ways, nu of {name!r}", gap, 0.0, scale=float(reward.std()))
