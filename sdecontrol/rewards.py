@@ -64,7 +64,7 @@ class Quadratic(Reward):
             assert k is not None
             linear = torch.zeros(k.shape[0] if k.ndim else 1)
         self.linear = _vector("linear", linear)
-        self.dim = d = len(self.linear)
+        self.dim = len(self.linear)
         self.constant = _number("constant", constant)
         self._curvature = None if k is None else self._checked(k)
 
@@ -118,7 +118,8 @@ class Quadratic(Reward):
         if smallest <= 0:
             raise NoTilt(
                 f"E exp(reward/temperature) is infinite: I + S^1/2 K S^1/2 / temperature has an eigenvalue "
-                f"{smallest:.6g}; wanted a positive matrix. Raise the temperature or lower the positive curvature of the reward.",
+                f"{smallest:.6g}; wanted a positive matrix. "
+                "Raise the temperature or lower the positive curvature of the reward.",
                 smallest,
                 float(torch.linalg.eigvalsh(k)[0]) / (smallest - 1),
             )

@@ -85,7 +85,7 @@ def simulate(
 
 
 def prepare(process: Process, kernel: Kernel, grid: ResolvedGrid, control: Any = None) -> list[Transition]:
-    """The kernel's transitions on a grid. Raises InfiniteKL when a control would meet a noiseless step before the last."""
+    """The kernel's transitions on a grid. Raises InfiniteKL when a control would meet a noiseless inner step."""
     times = [float(t) for t in grid.times]
     transitions = [kernel.transition(process, t, t_next) for t, t_next in zip(times[:-1], times[1:], strict=True)]
     check_consistent(control, kernel, process)

@@ -30,6 +30,7 @@ from sdecontrol.claims.base import (
 )
 
 __all__ = [
+    "certificate",
     "Case",
     "Claim",
     "NotApplicable",

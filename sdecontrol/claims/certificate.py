@@ -8,6 +8,7 @@ import torch
 
 from sdecontrol.claims.base import MONTE_CARLO, Case, NotApplicable
 from sdecontrol.claims.path_law import CLAIM
+from sdecontrol.claims.simulations import LEVELS
 from sdecontrol.claims.static import draws_exactly
 from sdecontrol.claims.workbench import Workbench, no_running_reward
 from sdecontrol.estimate import Estimate
@@ -29,9 +30,9 @@ def simulated_chain(case: Case) -> None:
     case.sample("mean of Y_T along grad r", bench.mean(along - mean), 0.0, scale=math.sqrt(variance))
     case.sample("variance of Y_T along grad r", bench.mean((along - mean) ** 2), variance)
     truth = bench.whole_reward_mean(exact.means[-1].numpy(), exact.covariances[-1].numpy()) - exact.kl - log_c
-    residual = bench.mean(_residual(bench, fine=False))
+    residual = bench.mean(_residual(bench, level=1))
     title = "certificate: mean of r/temperature - log ratio - log C"
-    case.sample(title, residual, truth, scale=1.0, note="scale: one nat")
+    case.sample(title, residual, truth, scale=max(1.0, exact.kl), note="scale: the path KL, at least one nat")
 
 
 @CLAIM.check(MONTE_CARLO)
@@ -43,17 +44,18 @@ def pathwise_certificate(case: Case) -> None:
     no_running_reward(case)
     bench = Workbench.of(case)
     bench.check_grids()
-    residuals = [_residual(bench, fine) for fine in (False, True)]
-    weights = [torch.exp(bench.log_start(bench.path("optimum", fine))) for fine in (False, True)]
-    reward = total_reward(case.problem, bench.path("optimum", True)) / bench.temperature
-    size = math.sqrt(float((weights[1] * (reward - case.answers.log_normalizer).square()).mean()))
-    mean, bias = bench.extrapolate(*(w * r for w, r in zip(weights, residuals)))
+    finest = bench.path("optimum", LEVELS[-1])
+    reward = total_reward(case.problem, finest) / bench.temperature
+    start = bench.start_weights(finest)
+    size = math.sqrt(float((start * (reward - case.answers.log_normalizer).square()).mean()))
+    weights = {level: bench.start_weights(bench.path("optimum", level)) for level in LEVELS}
+    mean, bias = bench.extrapolated(lambda level: weights[level] * _residual(bench, level), size)
     case.sample("mean of R as the steps vanish", mean, 0.0, bias=bias, scale=size)
-    squares = [w * r.square() for w, r in zip(weights, residuals)]
-    square, bias = bench.extrapolate(*squares)
-    rms = [math.sqrt(float(s.mean())) for s in squares]
-    note = f"rms {rms[0]:.3g}, {rms[1]:.3g} with half the steps, {size:.3g} without control"
-    case.sample("mean square of R as the steps vanish", square, 0.0, bias=bias, scale=size**2, note=note)
+    squares = {level: weights[level] * _residual(bench, level).square() for level in LEVELS}
+    floor, bias = bench.extrapolated(squares.__getitem__, size**2)
+    rms = ", ".join(f"{math.sqrt(float(s.mean())):.3g}" for s in squares.values())
+    note = f"right: the steps' own error; rms {rms} as the steps are halved, {size:.3g} without control"
+    case.sample_bound("mean square of R as the steps vanish: no floor", floor, bias, note=note)
 
 
 @CLAIM.check(MONTE_CARLO)
@@ -66,12 +68,13 @@ def terminal_reward(case: Case) -> None:
     bench.check_grids()
     reference = latent.reference(bench.horizon)
     truth = reference.tilt(latent.rho).mean_q
-    rewards = []
-    for fine in (False, True):
-        path = bench.path("optimum", fine)
-        rewards.append(torch.exp(bench.log_start(path)) * total_reward(case.problem, path) / bench.temperature)
-    estimate, bias = bench.extrapolate(*rewards)
-    size = max(float(rewards[1].std()), abs(truth - reference.mean_of(latent.rho)))
+
+    def rewards(level: int) -> torch.Tensor:
+        path = bench.path("optimum", level)
+        return bench.start_weights(path) * total_reward(case.problem, path) / bench.temperature
+
+    size = max(float(rewards(1).std()), abs(truth - reference.mean_of(latent.rho)))
+    estimate, bias = bench.extrapolated(rewards, size)
     case.sample("E r(Y_T) / temperature as the steps vanish", estimate, truth, bias=bias, scale=size)
 
 
@@ -96,8 +99,8 @@ def _direction(bench: Workbench, centre: torch.Tensor) -> torch.Tensor:
     return pull / size if size > 0 else torch.eye(len(pull), dtype=torch.float64)[0]
 
 
-def _residual(bench: Workbench, fine: bool) -> torch.Tensor:
+def _residual(bench: Workbench, level: int) -> torch.Tensor:
     """R of each path under (u*, nu*)."""
-    path = bench.path("optimum", fine)
+    path = bench.path("optimum", level)
     log_ratio = path.log_ratio() + bench.log_start(path)
     return total_reward(bench.problem, path) / bench.temperature - log_ratio - bench.answers.log_normalizer

@@ -75,7 +75,7 @@ class OptimalDraws:
         if latent.matched:
             self.weights = np.ones(n)
         else:
-            log_c = latent.reference(process.horizon).tilt(latent.rho).log_mass
+            log_c, _ = latent.log_normalizer()
             noise = latent.noised(latent.known_data, 0.0)
             ratio_at = latent.start.log_density(self.states[0]) - noise.log_density(self.states[0])
             self.weights = np.exp(ratio_at + tilt.log_mass - log_c)

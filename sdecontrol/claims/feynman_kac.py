@@ -8,7 +8,8 @@ import torch
 from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
 from sdecontrol.claims.posterior import score
 from sdecontrol.claims.quadrature import Array
-from sdecontrol.claims.workbench import Workbench, no_running_reward
+from sdecontrol.claims.simulations import LEVELS
+from sdecontrol.claims.workbench import WIDEST, Workbench, no_running_reward
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import total_reward
 
@@ -70,29 +71,36 @@ def value_by_riccati(case: Case) -> None:
 
 
 @VALUE.check(MONTE_CARLO)
-def value_by_paths(case: Case) -> None:
-    """E[e^{r/temperature} dQ/dQ^u | Y_t = y] by paths from y under u*, against v of the chain (affine), else v.
+def value_of_the_chain(case: Case) -> None:
+    """Affine problems: E[e^{r/temperature} dQ/dQ^u | Y_t = y] by paths from y under u*, against the chain's value.
 
     Any u gives this mean; near the optimum it has hardly any variance.
     """
     no_running_reward(case)
     bench, latent = Workbench.of(case), Workbench.of(case).latent
-    fractions = (0.5,) if case.quick else (0.0, 0.5)
-    affine = bench.affine
-    bench.check_chain()
-    for fraction in fractions:
-        t = fraction * bench.horizon
+    if not bench.affine:
+        raise NotApplicable("the chain's value is known for affine problems")
+    for t in (bench.middle,) if case.quick else (0.0, bench.middle):
         x = latent.draw(t, 1, case.rng)
-        log_weights = [_log_weights(bench, t, x, fine) for fine in ([False] if affine else [False, True])]
-        if affine:
-            chain = case.problem.discretise(case.problem.process.default_kernel, bench.clock(bench.steps, t)).exact
-            log_value, bias = float(chain.value(t, x)) / bench.temperature, 0.0
-            weight = Estimate.mean(torch.exp(log_weights[0] - log_value))
-        else:
-            log_value = float(case.answers.value(t, x)) / bench.temperature
-            weight, bias = bench.extrapolate(*(torch.exp(w - log_value) for w in log_weights))
-        name = "v of the chain" if affine else "v, as the steps vanish"
-        case.sample(f"t = {t:.3g}: E e^(r/temperature) over e^({name}/temperature)", weight, 1.0, bias=bias)
+        chain = case.problem.discretise(case.problem.process.default_kernel, bench.grid(1, t)).exact
+        weight = torch.exp(_log_weights(bench, t, x, 1) - float(chain.value(t, x)) / bench.temperature)
+        case.sample(f"t = {t:.3g}: E e^(r/temperature) over e^(v of the chain/temperature)", Estimate.mean(weight), 1.0)
+
+
+@VALUE.check(MONTE_CARLO)
+def value_by_paths(case: Case) -> None:
+    """Other problems: the same mean against v, as the steps vanish."""
+    no_running_reward(case)
+    bench, latent = Workbench.of(case), Workbench.of(case).latent
+    if bench.affine:
+        raise NotApplicable("affine problems are compared with their exact chain")
+    bench.check_chain()
+    for t in (bench.middle,) if case.quick else (0.0, bench.middle):
+        x = latent.draw(t, 1, case.rng)
+        log_value = float(case.answers.value(t, x)) / bench.temperature
+        weights = {level: torch.exp(_log_weights(bench, t, x, level) - log_value) for level in LEVELS}
+        weight, bias = bench.extrapolated(weights.__getitem__)
+        case.sample(f"t = {t:.3g}: E e^((r - v)/temperature) as the steps vanish", weight, 1.0, bias=bias)
 
 
 @VALUE.check(MONTE_CARLO)
@@ -182,22 +190,20 @@ def control_by_posterior_draws(case: Case) -> None:
 def _posterior_draws(case: Case) -> tuple[float, Array, Array]:
     """A time, one latent point (1, d) there, and draws of Y_T given it, where e^{2 r/temperature} has a mean."""
     bench, latent, rng = Workbench.of(case), Workbench.of(case).latent, case.rng
-    t = 0.5 * bench.horizon
+    t = bench.middle
     clean = latent.clean(t)
     z = latent.encode(t, latent.draw(t, 1, rng))
     square = clean.log_growth(latent.rho.times(2.0), z) - 2 * clean.log_growth(
         latent.rho, z
     )  # NotApplicable if infinite
-    if square[0] > np.log(20.0):
-        raise NotApplicable(
-            f"e^(r/temperature) spreads too widely given Y_t for a plain mean: E w^2 = {np.exp(square[0]):.3g}"
-        )
+    if square[0] > np.log(WIDEST):
+        raise NotApplicable(f"e^(r/temperature) spreads too widely for a plain mean: E w^2 = {np.exp(square[0]):.3g}")
     return t, z, clean.draw(z, bench.draws, rng)
 
 
-def _log_weights(bench: Workbench, t: float, x: torch.Tensor, fine: bool) -> torch.Tensor:
+def _log_weights(bench: Workbench, t: float, x: torch.Tensor, level: int) -> torch.Tensor:
     """r/temperature - log dQ^u/dQ of paths from x (1, D) at t under u*."""
-    path = bench.path_from(t, x, bench.answers.control, fine)
+    path = bench.path_from(t, x, bench.answers.control, level)
     return total_reward(bench.problem, path) / bench.temperature - path.weights.martingale - path.weights.energy
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.plain import GaussianSum
 from sdecontrol.claims.posterior import gaussian_kl, rule, tilted_mass
 from sdecontrol.claims.separation import value_at_start
 from sdecontrol.claims.workbench import Workbench, mild, no_running_reward
@@ -38,7 +39,7 @@ def density(case: Case) -> None:
         "log nu* - v(0, .)/temperature - log p_noise + log C", float(np.abs(log_nu - own).max()), error, scale=size
     )
     growth = latent.clean(0.0).log_growth(latent.rho, latent.encode(0.0, points))
-    log_c, error_of_rule = tilted_mass(latent.reference(case.problem.process.horizon), latent.rho)
+    log_c, error_of_rule = latent.log_normalizer()
     second = growth + log_start - log_c
     error = error + error_of_rule + rounding(size, log_c, condition=_condition(bench))
     case.zero("log nu*, all by the second route", float(np.abs(log_nu - second).max()), error, scale=size)
@@ -51,11 +52,13 @@ def normaliser(case: Case) -> None:
     bench, latent = Workbench.of(case), Workbench.of(case).latent
     log_c = float(case.answers.log_normalizer)
     if latent.dim <= 2 and latent.codimension == 0:
+        around = _where_it_lives(bench)
         estimates = []
         for spacing in (0.25, 0.3):
-            nodes, weights = rule(latent.start, spacing)
+            nodes, weights = rule(around, spacing)
             values = case.answers.value(0.0, latent.lift(0.0, nodes)).numpy() / bench.temperature
-            estimates.append(math.log(float(weights @ np.exp(values - log_c))) + log_c)
+            log_terms = values + latent.start.log_density(nodes) - around.log_density(nodes)
+            estimates.append(math.log(float(weights @ np.exp(log_terms - log_c))) + log_c)
         error = abs(estimates[0] - estimates[1]) + rounding(1.0, log_c, condition=10.0)
         case.identity("log E_{p_noise} e^{v(0, .)/temperature} by quadrature", log_c, estimates[0], error)
         return
@@ -98,6 +101,15 @@ def draws(case: Case) -> None:
     mean, variance = _moments_along(case, direction)
     case.sample("mean of draws of nu*", Estimate.mean(along - mean), 0.0, scale=math.sqrt(variance))
     case.sample("variance of draws of nu*", Estimate.mean((along - mean) ** 2), variance)
+
+
+def _where_it_lives(bench: Workbench) -> GaussianSum:
+    """A law near nu*, on whose nodes e^{v(0, .)/temperature} p_noise is integrated."""
+    latent = bench.latent
+    try:
+        return latent.noised(latent.known_data.tilt(latent.rho).law, 0.0)
+    except NotApplicable:  # the tilt of the data does not exist, that of the output does
+        return latent.start
 
 
 def _direction(case: Case) -> torch.Tensor:

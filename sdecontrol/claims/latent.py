@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from sdecontrol.claims.base import NotApplicable
-from sdecontrol.claims.ode import Feedback, LinearSDE
+from sdecontrol.claims.ode import Feedback, LinearSDE, check_smooth
 from sdecontrol.claims.output import latent_data
 from sdecontrol.claims.plain import Cloud, Frame, GaussianSum, Quadric, whole
-from sdecontrol.claims.posterior import Clean, exponent, gaussian, noised
+from sdecontrol.claims.posterior import Clean, exponent, gaussian, noised, tilted_mass
 from sdecontrol.claims.quadrature import Array
 from sdecontrol.controls import AffineControl, Control
 from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Law, NoisySubspace
 from sdecontrol.processes import Process, ReverseProcess
+
+FINE, COARSER = 0.3, 0.4  # spacings, in standard deviations, of the rule over the start
 
 
 class Latent:
@@ -101,8 +103,20 @@ class Latent:
         """The law of Y_T given Y_t, by the second route."""
         return Clean.of(self.known_data, *self.level(t))
 
-    def reference(self, t: float) -> GaussianSum:
-        """Q_t by the second route: the start pushed through the posterior of X_s given X_T."""
+    @property
+    def by_rule(self) -> bool:
+        """Whether Q_t is a mixture over the nodes of a rule for the start, not exact in itself."""
+        return not self.matched and len(self.known_data.clouds) > 1
+
+    def log_normalizer(self) -> tuple[float, float]:
+        """log E_{p_pre} e^rho by quadrature, and the error of the rules."""
+        mass, error = tilted_mass(self.reference(self.process.horizon), self.rho)
+        if self.by_rule:
+            error += abs(mass - tilted_mass(self.reference(self.process.horizon, COARSER), self.rho)[0])
+        return mass, error
+
+    def reference(self, t: float, spacing: float = FINE) -> GaussianSum:
+        """Q_t by the second route: the start, or the nodes of a rule for it, pushed through the posterior of X_s."""
         process, data = self.process, self.known_data
         assert isinstance(process, ReverseProcess)
         if self.matched:
@@ -112,7 +126,7 @@ class Latent:
         s, end = process.noise_level(t), process.horizon
         ratio, q = process.schedule.ratio(end, s), process.schedule.transition_variance(end, s)
         data = data if s == 0 else self.noised(data, t)
-        return Clean.of(data, ratio, q).pushed(*self.gaussian_start)
+        return Clean.of(data, ratio, q).pushed(*self.gaussian_start, spacing)
 
     def log_normal(self, t: float, x: Tensor) -> Array:
         """log density under Q_t of the coordinates off the subspace, which no tilt changes: (n,)."""
@@ -142,6 +156,7 @@ class Latent:
     @cached_property
     def sde(self) -> LinearSDE:
         """The reference dynamics of z where they are affine."""
+        check_smooth(self.process)
         if self.data is None:
             return LinearSDE(self.dim, self.process.horizon, self._given_drift, self.process.amplitude)
         if len(self.data.clouds) > 1:

@@ -76,6 +76,13 @@ class Solution:
         return float(self.energies[2, self.names.index(name)])
 
 
+def check_smooth(process: Any) -> None:
+    """Raises NotApplicable for tabulated schedules: solvers and differences in time need rates without jumps."""
+    schedule = getattr(process, "schedule", None)
+    if schedule is not None and not schedule.smooth:
+        raise NotApplicable("the rates of a tabulated schedule jump from level to level")
+
+
 class MomentFlow:
     """The moment equations of all members, solved at two tolerances."""
 

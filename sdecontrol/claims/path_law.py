@@ -11,7 +11,7 @@ from torch import Tensor
 from sdecontrol.claims.base import DISCRETE, EPS, EXACT, Case, Claim, rounding
 from sdecontrol.claims.differences import ROUNDINGS, Slopes, divergence
 from sdecontrol.claims.draws import extrapolated
-from sdecontrol.claims.ode import Measured
+from sdecontrol.claims.ode import Measured, check_smooth
 from sdecontrol.claims.posterior import gaussian, gaussian_kl, tilted_mass
 from sdecontrol.claims.quadrature import Array
 from sdecontrol.claims.static import log_density
@@ -64,7 +64,7 @@ def normaliser(case: Case) -> None:
     no_running_reward(case)
     bench, latent = Workbench.of(case), Workbench.of(case).latent
     if latent.data is not None:
-        mass, error = tilted_mass(latent.reference(bench.horizon), latent.rho)
+        mass, error = latent.log_normalizer()
         error += rounding(1.0, mass, condition=100.0, operations=100 * latent.dim)
     else:
         mass, error = tilted_mass(gaussian(*bench.flow.fine.moments("reference")), latent.rho)
@@ -80,12 +80,13 @@ def marginal_densities(case: Case) -> None:
     for t in bench.times[:: 2 if case.quick else 1]:
         x = latent.draw(t, 16, case.rng)
         law, value = bench.reference(t), answers.value(t, x).numpy() / bench.temperature
-        log_q = law.log_density(latent.encode(t, x))
+        z = latent.encode(t, x)
+        log_q = law.log_density(z)
         left = log_density(answers.marginal(t), x)
         gap = float(np.abs(left - (value + log_q + latent.log_normal(t, x) - answers.log_normalizer)).max())
         size = max(float(np.abs(a).max()) for a in (left, value, log_q))
         error = rounding(size, condition=max(10.0, law.condition), operations=100 * latent.dim)
-        error += bench.reference_error
+        error += bench.reference_error(t, z, log_q)
         case.zero(f"t = {t:.3g}: log Q*_t - (v/temperature + log Q_t - log C)", gap, error, scale=size)
 
 
@@ -97,6 +98,7 @@ def fokker_planck(case: Case) -> None:
     The error is what twice the step changes (16 times that of the step itself), plus the rounding of the differences.
     """
     no_running_reward(case)
+    check_smooth(case.problem.process)
     bench, process, answers = Workbench.of(case), case.problem.process, case.answers
 
     def log_q(t: float, x: Tensor) -> Tensor:

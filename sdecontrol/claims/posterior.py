@@ -115,21 +115,21 @@ class Clean:
         parts = zip(self.log_omega(nodes), self.means(nodes), self.covariances)
         return GaussianSum(tuple(Cloud(log_weights + w, m, (c + c.T) / 2) for w, m, c in parts))
 
-    def pushed(self, mean: Array, covariance: Array) -> GaussianSum:
+    def pushed(self, mean: Array, covariance: Array, spacing: float) -> GaussianSum:
         """The law of X when y ~ N(mean, covariance): a Gaussian for one component, else over the nodes of a rule."""
         if len(self.offsets) > 1:
-            return self.given(*start_nodes(mean, covariance))
+            return self.given(*start_nodes(mean, covariance, spacing))
         gain = self.gains[0]
         spread = self.covariances[0] + gain @ covariance @ gain.T
         return GaussianSum((Cloud(np.zeros(1), (self.offsets[0] + gain @ mean)[None], (spread + spread.T) / 2),))
 
 
-def start_nodes(mean: Array, covariance: Array) -> tuple[Array, Array]:
+def start_nodes(mean: Array, covariance: Array, spacing: float) -> tuple[Array, Array]:
     """Nodes and log weights of a rule for N(mean, covariance), in one and two dimensions."""
     if len(mean) > _LARGEST_RULE:
         raise NotApplicable('a mixture started from a Gaussian has a second route in one and two dimensions only; '
                             'pass initial="marginal"')  # fmt: skip
-    z, weights = normal_nodes(len(mean))
+    z, weights = normal_nodes(len(mean), spacing)
     return mean + z @ scipy.linalg.cholesky(covariance, lower=True).T, np.log(weights)
 
 

@@ -10,6 +10,7 @@ from scipy.integrate import solve_ivp
 from scipy.special import ndtr
 
 from sdecontrol.claims.base import EPS, EXACT, MONTE_CARLO, Case, NotApplicable
+from sdecontrol.claims.ode import check_smooth
 from sdecontrol.claims.output import ODE_ERROR
 from sdecontrol.claims.perturbed import gaussian_kl
 from sdecontrol.claims.quadrature import Array
@@ -63,6 +64,7 @@ def reconstruction(case: Case) -> None:
     p_pre is the library's, by its moment equations; from the noised law it is the data law moved, solved again.
     """
     check_static(case.problem)
+    check_smooth(case.problem.process)
     process, law = gaussian_data(case.problem)
     direction = torch.as_tensor(ramp(case.problem).direction)
     data, schedule, temperature = law.along(direction / direction.norm()), process.schedule, case.problem.temperature

@@ -87,14 +87,13 @@ def mixtures(case: Case) -> None:
     reward = latent.rho(draws.clean)
     median = float(np.median(reward))
     above = Estimate.mean(draws.weights * (reward > median))
-    distances = []
-    for fine in (False, True):
-        path = bench.path("weak", fine)
-        events = case.problem.reward(path.terminal).double() / bench.temperature > median
-        mass = Estimate.mean(torch.exp(bench.log_start(path)) * events)
-        distances.append(Estimate(abs(mass.value - above.value), math.hypot(mass.stderr, above.stderr), mass.n))
-    bias = abs(distances[1].value - distances[0].value)
-    found = Estimate(distances[1].value - bias, distances[1].stderr, distances[1].n)
+
+    def events(level: int) -> torch.Tensor:
+        path = bench.path("weak", level)
+        return bench.start_weights(path) * (case.problem.reward(path.terminal).double() / bench.temperature > median)
+
+    mass, bias = bench.extrapolated(events, 1.0)
+    found = Estimate(abs(mass.value - above.value) - bias, math.hypot(mass.stderr, above.stderr), mass.n)
     title = f"{THETA} u*, nu*: difference of the mass of an event <= eps/2"
     case.sample_bound(title, found, bound, note=f"the left side less {bias:.2g} for the steps")
 

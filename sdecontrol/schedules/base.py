@@ -41,6 +41,7 @@ class Schedule(ABC):
     """
 
     horizon: float
+    smooth = True  # False where f and g2 jump, as those of a table do
 
     def log_alpha(self, s: Level) -> Level:
         """log alpha(s) = int_0^s f; to rounding, also as s -> 0."""

@@ -39,6 +39,7 @@ class Tabulated(VariancePreserving):
 
     alphas_cumprod: Sequence[float] | np.ndarray | Tensor
     horizon: float = 1.0
+    smooth = False
 
     def __post_init__(self) -> None:
         make_positive(self, "horizon")

@@ -298,11 +298,10 @@ LAWS = [
 
 REWARDS = [
     Bug("curvature-half", "rewards.py",
-        "return value if self.is_linear else value - ((x @ k) * x).sum(-1) / 2",
-        "return value if self.is_linear else value - ((x @ k) * x).sum(-1)",
+        "((x @ self._curvature.to(x)) * x).sum(-1) / 2", "((x @ self._curvature.to(x)) * x).sum(-1)",
         "a quadratic reward without the factor 1/2 of its curvature", (("lemma-3.1",), VP1)),
     Bug("reward-gradient", "rewards.py",
-        "if self.is_linear else g - x @ k", "if self.is_linear else g + x @ k",
+        "else g - x @ self._curvature.to(x)", "else g + x @ self._curvature.to(x)",
         "the gradient of a quadratic reward with the wrong sign of the curvature", (("lemma-3.1", "prop-3.6"), VP1)),
     Bug("restricted-constant", "rewards.py",
         "offset @ k_offset / 2", "offset @ k_offset",
