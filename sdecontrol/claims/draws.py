@@ -17,7 +17,7 @@ from sdecontrol.claims.quadrature import Array
 from sdecontrol.processes import ReverseProcess
 
 NODES = 17  # noise levels of a rule in time
-_LAST_SHARE = 1e-9  # where the rule ends instead of at noise level 0
+_LAST_SHARE = 1e-10  # where the rule ends instead of at noise level 0
 
 
 class TimeRule:
@@ -48,8 +48,10 @@ class TimeRule:
 
     def integrate(self, rate: Callable[[float], float]) -> tuple[float, float]:
         """int rate dt and the error of the rule."""
-        full, half = self.combine([np.asarray(rate(t)) for t in self.times])
-        return float(full), abs(float(full - half)) + 1e4 * EPS * abs(float(full))
+        rates = [np.asarray(rate(t)) for t in self.times]
+        full, half = self.combine(rates)
+        left_out = abs(float(rates[-1]) * self._speed[-1]) * _LAST_SHARE
+        return float(full), abs(float(full - half)) + left_out + 1e4 * EPS * abs(float(full))
 
 
 class OptimalDraws:

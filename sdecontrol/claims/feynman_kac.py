@@ -9,7 +9,7 @@ from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicabl
 from sdecontrol.claims.posterior import score
 from sdecontrol.claims.quadrature import Array
 from sdecontrol.claims.simulations import LEVELS
-from sdecontrol.claims.workbench import WIDEST, Workbench, no_running_reward
+from sdecontrol.claims.workbench import WIDEST, Workbench, mild, no_running_reward
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import total_reward
 
@@ -83,7 +83,7 @@ def value_of_the_chain(case: Case) -> None:
     for t in (bench.middle,) if case.quick else (0.0, bench.middle):
         x = latent.draw(t, 1, case.rng)
         chain = case.problem.discretise(case.problem.process.default_kernel, bench.grid(1, t)).exact
-        weight = torch.exp(_log_weights(bench, t, x, 1) - float(chain.value(t, x)) / bench.temperature)
+        weight = mild(torch.exp(_log_weights(bench, t, x, 1) - float(chain.value(t, x)) / bench.temperature))
         case.sample(f"t = {t:.3g}: E e^(r/temperature) over e^(v of the chain/temperature)", Estimate.mean(weight), 1.0)
 
 
@@ -99,6 +99,7 @@ def value_by_paths(case: Case) -> None:
         x = latent.draw(t, 1, case.rng)
         log_value = float(case.answers.value(t, x)) / bench.temperature
         weights = {level: torch.exp(_log_weights(bench, t, x, level) - log_value) for level in LEVELS}
+        mild(weights[LEVELS[-1]])
         weight, bias = bench.extrapolated(weights.__getitem__)
         case.sample(f"t = {t:.3g}: E e^((r - v)/temperature) as the steps vanish", weight, 1.0, bias=bias)
 

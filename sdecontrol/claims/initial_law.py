@@ -9,7 +9,7 @@ import torch
 
 from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
 from sdecontrol.claims.plain import GaussianSum
-from sdecontrol.claims.posterior import gaussian_kl, rule, tilted_mass
+from sdecontrol.claims.posterior import gaussian, gaussian_kl, rule, tilted_mass
 from sdecontrol.claims.separation import value_at_start
 from sdecontrol.claims.workbench import Workbench, mild, no_running_reward
 from sdecontrol.estimate import Estimate
@@ -106,10 +106,9 @@ def draws(case: Case) -> None:
 def _where_it_lives(bench: Workbench) -> GaussianSum:
     """A law near nu*, on whose nodes e^{v(0, .)/temperature} p_noise is integrated."""
     latent = bench.latent
-    try:
-        return latent.noised(latent.known_data.tilt(latent.rho).law, 0.0)
-    except NotApplicable:  # the tilt of the data does not exist, that of the output does
-        return latent.start
+    if latent.data is None or len(latent.data.clouds) == 1:
+        return gaussian(*latent.moments(0.0, bench.answers.initial))
+    return latent.noised(latent.data.tilt(latent.rho).law, 0.0) if latent.matched else latent.start
 
 
 def _direction(case: Case) -> torch.Tensor:

@@ -53,7 +53,7 @@ def initial_law_for_the_best_control(case: Case) -> None:
     laws = {"nu*": star, "p_noise": start} | {name: test.start for name, test in bench.tests.items()}
     for name, law in laws.items():
         found = float(v(law[0]) - (v.curvature * law[1]).sum() / 2) - gaussian_kl(law, start)
-        error = rounding(log_c, 1.0, condition=condition, operations=100 * len(start[0]))
+        error = rounding(log_c, v.constant, 1.0, condition=condition, operations=1_000 * len(start[0]))
         case.identity(f"nu = {name}: E v(0, .)/temperature - KL", found, log_c - gaussian_kl(law, star), error)
 
 

@@ -21,6 +21,7 @@ from sdecontrol.claims.posterior import exponent, gaussian
 from sdecontrol.claims.quadrature import Array
 from sdecontrol.claims.simulations import Simulations
 
+LAW_ACCURACY = 1e-8  # relative, of log densities that the library itself has by a rule over the start
 WIDEST = 4.0  # E w^2 up to which weights have an honest standard error
 _KEPT: deque[Workbench] = deque(maxlen=2)
 
@@ -73,12 +74,13 @@ class Workbench(Simulations):
         return gaussian(*self.flow.fine.moments("reference", self.times.index(t)))
 
     def reference_error(self, t: float, z: Array, log_q: Array) -> float:
-        """Error of log Q_t: of the rule over the start, or of the moment equations at points a few deviations out."""
+        """Error of log Q_t: of the rules over the start, or of the moment equations at points a few deviations out."""
         if self.latent.data is None:
             return 100 * self.flow.relative
         if not self.latent.by_rule:
             return 0.0
-        return float(np.abs(self.latent.reference(t, COARSER).log_density(z) - log_q).max())
+        changed = float(np.abs(self.latent.reference(t, COARSER).log_density(z) - log_q).max())
+        return changed + LAW_ACCURACY * float(np.abs(log_q).max())
 
     def narrowest(self, t: float) -> float:
         """The smallest standard deviation at time t: the length over which answers change."""
@@ -103,7 +105,7 @@ def mild(weights: Tensor) -> Tensor:
     """Weights of mean 1, as they are. Raises NotApplicable where they spread too widely for a plain mean."""
     square = float(weights.square().mean())
     if square > WIDEST:
-        raise NotApplicable(f"dnu/dp_noise spreads too widely for a plain mean: E w^2 is {square:.3g} or more")
+        raise NotApplicable(f"the weights spread too widely for a plain mean: E w^2 is {square:.3g} or more")
     return weights
 
 
