@@ -263,7 +263,7 @@ def main() -> None:
     tasks = [
         gaussian_float32(65_536 // scale, 500, threads),
         gaussian_float64_kl(65_536 // scale, 500, threads),
-        mixture_float32(16_384 // scale, 100, threads),
+        mixture_float32(8_192 // scale, 100, threads),
     ]
     console, records = Console(width=110), []
     for task in tasks:

@@ -50,11 +50,11 @@ class Transition:
 
     def mean(self, state: State) -> Tensor:
         """Mean of the step (n, *event)."""
-        return torch.add(state.x * self.field_scale, state.field, alpha=self.field_weight)
+        return (state.x * self.field_scale).add_(state.field, alpha=self.field_weight)
 
     def finish(self, process: Process, state: State, mean: Tensor, z: Tensor) -> Tensor:
         """mean + std z."""
-        return mean if self.std == 0.0 else torch.add(mean, z, alpha=self.std)
+        return mean if self.std == 0.0 else mean.add(z, alpha=self.std)
 
     def spread_transposed(self, v: Tensor) -> Tensor:
         """std' v."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from sdecontrol.errors import check
 
 STEPS_PER_KEY = 32  # steps drawn from one keyed generator; a resumed run redraws at most this many
+STEPS_PER_CALL = 8  # steps of vectors drawn at once: other workers hold the interpreter meanwhile
 _BLOCK_ELEMENTS = 2**15  # normals a block and step: fits the cache, long enough to amortise a Python call
 _LARGE_EVENT = 2**12  # events of this size (images) get a block each, so that one of them can be made again alone
 _MT_WORDS = 624
@@ -111,12 +112,16 @@ class Noise:
     def steps(self, index: int, event_shape: Sequence[int], times: np.ndarray, start: int = 0) -> Iterator[Tensor]:
         """The normals of block `index` for steps start, start + 1, ...: tensors (block size, *event)."""
         size, event = block_size(event_shape), tuple(event_shape)
+        together = STEPS_PER_CALL if len(event) == 1 and size > 1 else 1
         for chunk in count(start // STEPS_PER_KEY):
             generator = _generator(self.seed, "step", index, chunk)
-            for k in range(chunk * STEPS_PER_KEY, (chunk + 1) * STEPS_PER_KEY):
-                z = _draw(generator, size, event, self.dtype)
-                if k >= start:
-                    yield z
+            for first in range(chunk * STEPS_PER_KEY, (chunk + 1) * STEPS_PER_KEY, together):
+                if together == 1:
+                    normals: Sequence[Tensor] = [_draw(generator, size, event, self.dtype)]
+                else:
+                    drawn = torch.empty(together, *event, size, dtype=self.dtype).normal_(generator=generator)
+                    normals = drawn.mT.unbind()
+                yield from normals[max(start - first, 0) :]
 
     def coarsened(self, fine_times: np.ndarray) -> CoarseNoise:
         """The same Brownian path on any coarser grid whose times are a subset of `fine_times`."""

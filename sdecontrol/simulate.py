@@ -71,7 +71,7 @@ def simulate(
             for index in indices:
                 job.run(index, out)
         else:
-            with ThreadPoolExecutor(workers) as pool:
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 list(pool.map(lambda index: job.run(index, out), indices))
     return Path(
         process,
@@ -165,14 +165,15 @@ class _Job:
         out.begin(index, count, x)
         normals = self.noise.steps(index, self.process.event_shape, self.grid.times)
         for k, (transition, xi) in enumerate(zip(self.transitions, normals, strict=False)):
-            xi = xi[:rows].to(self.dtype)
+            xi = (xi if rows == size else xi[:rows]).to(self.dtype)
             x, w = advance(self.process, transition, k, x, xi, self.control)
             if w is not None:
                 energy = energy + half_square(w)
                 martingale = martingale + inner(w, xi)
             if checked:
                 _diagnose(k, transition, x, w)
-            out.step(index, count, k, x, xi if w is None else xi + w if self.keep else xi)
+            if self.keep or self.observe is not None:
+                out.step(index, count, k, x, xi if w is None else xi + w)
         out.end(index, count, x, PathWeights(log_initial, martingale, energy))
 
     def _initial(self, index: int, size: int, count: int) -> Tensor:

@@ -82,9 +82,9 @@ def advance(
     """
     acts = control is not None and not transition.noiseless
     state = process.state(transition.t, x, jacobian=acts and control.requires_jacobian)
-    step = StepView(process, transition, k, state)
     if not acts:
-        return transition.finish(process, state, step.mean, xi), None
+        return transition.finish(process, state, transition.mean(state), xi), None
+    step = StepView(process, transition, k, state)
     u = control(step)
     if u.shape != x.shape:
         check(

@@ -130,7 +130,7 @@ def control_by_differences(case: Case) -> None:
         step = 1e-2 * bench.narrowest(t)
         growth = {k: clean.log_growth(latent.rho, z + k * step * direction) for k in (-4, -2, -1, 1, 2, 4)}
         fine, coarse = (sigma / (c * step) * sum(w * growth[c * k] for k, w in LINEAR) for c in (1, 2))
-        size = max(1.0, float(np.abs(clean.mean(latent.rho, z)).max()))
+        size = max(1.0, *(float(np.abs(g).max()) for g in (clean.mean(latent.rho, z), growth[1])))
         noise = rounding(size, operations=100 * latent.dim) * sigma / step
         worst = max(worst, float(np.abs(u @ direction - fine).max()) / scale)
         error = max(error, (float(np.abs(fine - coarse).max()) + noise) / scale)
@@ -149,7 +149,8 @@ def control_by_scores(case: Case) -> None:
         sigma = bench.process.amplitude(t)
         u = case.answers.control(t, latent.lift(t, z)).numpy() @ latent.frame.basis
         size = sigma * max(float(np.abs(before).max()), float(np.abs(after).max()))
-        error = rounding(size, condition=_condition(bench), operations=100 * latent.dim)
+        depth = max(1.0, float(np.abs(latent.noised(tilted, t).log_density(z)).max()))  # of the shares of components
+        error = rounding(size * depth, condition=_condition(bench), operations=100 * latent.dim)
         gap = float(np.abs(u - sigma * (after - before)).max())
         case.zero(f"t = {t:.3g}: u* - difference of scores", gap, error, scale=max(float(np.abs(u).max()), 1e-300))
 

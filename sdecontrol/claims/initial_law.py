@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
-from sdecontrol.claims.plain import GaussianSum
-from sdecontrol.claims.posterior import gaussian, gaussian_kl, rule, tilted_mass
+from sdecontrol.claims.posterior import gaussian, gaussian_kl, rule, start_nodes, tilted_mass
+from sdecontrol.claims.quadrature import Array, log_sum_exp
 from sdecontrol.claims.separation import value_at_start
 from sdecontrol.claims.workbench import Workbench, mild, no_running_reward
 from sdecontrol.estimate import Estimate
@@ -52,13 +52,11 @@ def normaliser(case: Case) -> None:
     bench, latent = Workbench.of(case), Workbench.of(case).latent
     log_c = float(case.answers.log_normalizer)
     if latent.dim <= 2 and latent.codimension == 0:
-        around = _where_it_lives(bench)
         estimates = []
         for spacing in (0.25, 0.3):
-            nodes, weights = rule(around, spacing)
+            nodes, log_weights = _start_rule(bench, spacing)
             values = case.answers.value(0.0, latent.lift(0.0, nodes)).numpy() / bench.temperature
-            log_terms = values + latent.start.log_density(nodes) - around.log_density(nodes)
-            estimates.append(math.log(float(weights @ np.exp(log_terms - log_c))) + log_c)
+            estimates.append(float(log_sum_exp(values + log_weights)))
         error = abs(estimates[0] - estimates[1]) + rounding(1.0, log_c, condition=10.0)
         case.identity("log E_{p_noise} e^{v(0, .)/temperature} by quadrature", log_c, estimates[0], error)
         return
@@ -103,12 +101,17 @@ def draws(case: Case) -> None:
     case.sample("variance of draws of nu*", Estimate.mean((along - mean) ** 2), variance)
 
 
-def _where_it_lives(bench: Workbench) -> GaussianSum:
-    """A law near nu*, on whose nodes e^{v(0, .)/temperature} p_noise is integrated."""
+def _start_rule(bench: Workbench, spacing: float) -> tuple[Array, Array]:
+    """Nodes and log weights for p_noise, placed where e^{v(0, .)/temperature} p_noise lives."""
     latent = bench.latent
-    if latent.data is None or len(latent.data.clouds) == 1:
-        return gaussian(*latent.moments(0.0, bench.answers.initial))
-    return latent.noised(latent.data.tilt(latent.rho).law, 0.0) if latent.matched else latent.start
+    if latent.data is not None and latent.by_rule:
+        return start_nodes(*latent.gaussian_start, spacing)
+    if latent.data is not None and len(latent.data.clouds) > 1:
+        around = latent.noised(latent.data.tilt(latent.rho).law, 0.0)
+    else:
+        around = gaussian(*latent.moments(0.0, bench.answers.initial))
+    nodes, weights = rule(around, spacing)
+    return nodes, np.log(weights) + latent.start.log_density(nodes) - around.log_density(nodes)
 
 
 def _direction(case: Case) -> torch.Tensor:

@@ -15,9 +15,10 @@ import scipy.linalg
 
 from sdecontrol.claims.base import NotApplicable
 from sdecontrol.claims.plain import Cloud, GaussianSum, Quadric
-from sdecontrol.claims.quadrature import OTHER_SPACING, SPACING, Array, log_sum_exp, normal_nodes
+from sdecontrol.claims.quadrature import LOG_2PI, OTHER_SPACING, SPACING, Array, log_sum_exp, normal_nodes
 from sdecontrol.rewards import as_quadratic
 
+_TILTED_RADIUS = 13.0  # standard deviations: room for laws that lie four away
 _LARGEST_RULE = 2  # dimensions up to which expectations are taken by a product rule
 
 
@@ -125,12 +126,17 @@ class Clean:
 
 
 def start_nodes(mean: Array, covariance: Array, spacing: float) -> tuple[Array, Array]:
-    """Nodes and log weights of a rule for N(mean, covariance), in one and two dimensions."""
-    if len(mean) > _LARGEST_RULE:
+    """Nodes and log weights of a rule for N(mean, covariance) in one and two dimensions, wide enough to be tilted."""
+    d = len(mean)
+    if d > _LARGEST_RULE:
         raise NotApplicable('a mixture started from a Gaussian has a second route in one and two dimensions only; '
                             'pass initial="marginal"')  # fmt: skip
-    z, weights = normal_nodes(len(mean), spacing)
-    return mean + z @ scipy.linalg.cholesky(covariance, lower=True).T, np.log(weights)
+    line = np.arange(-_TILTED_RADIUS, _TILTED_RADIUS + spacing / 2, spacing)
+    z = np.stack(np.meshgrid(*[line] * d, indexing="ij"), -1).reshape(-1, d)
+    square = (z * z).sum(1)
+    z, square = z[square <= _TILTED_RADIUS**2], square[square <= _TILTED_RADIUS**2]
+    log_weights = d * (np.log(spacing) - LOG_2PI / 2) - square / 2
+    return mean + z @ scipy.linalg.cholesky(covariance, lower=True).T, log_weights
 
 
 def rule(law: GaussianSum, spacing: float = SPACING) -> tuple[Array, Array]:

@@ -22,7 +22,7 @@ from sdecontrol.claims.quadrature import Array
 from sdecontrol.claims.simulations import Simulations
 
 LAW_ACCURACY = 1e-8  # relative, of log densities that the library itself has by a rule over the start
-WIDEST = 4.0  # E w^2 up to which weights have an honest standard error
+WIDEST = 4.0  # E w^2 / (E w)^2 up to which weights have an honest standard error
 _KEPT: deque[Workbench] = deque(maxlen=2)
 
 
@@ -102,10 +102,10 @@ class Workbench(Simulations):
 
 
 def mild(weights: Tensor) -> Tensor:
-    """Weights of mean 1, as they are. Raises NotApplicable where they spread too widely for a plain mean."""
-    square = float(weights.square().mean())
-    if square > WIDEST:
-        raise NotApplicable(f"the weights spread too widely for a plain mean: E w^2 is {square:.3g} or more")
+    """Weights as they are. Raises NotApplicable where they spread too widely, about any mean, for a plain mean."""
+    square = float(weights.square().mean() / weights.mean().square())
+    if not square <= WIDEST:
+        raise NotApplicable(f"the weights spread too widely for a plain mean: E w^2 is {square:.3g} (E w)^2 or more")
     return weights
 
 
