@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 import sdecontrol as sc
+from sdecontrol.report.atomic import write
 
 RESULTS = Path(__file__).parent / "results" / "simulate.json"
 Run = Callable[[], np.ndarray]  # -> terminal states (n, d)
@@ -260,6 +261,8 @@ def main() -> None:
     options = parser.parse_args()
     scale = 10 if options.quick else 1
     threads = sorted({1, os.cpu_count() or 1})
+    names = ("torch", "torchsde", "jax", "diffrax")
+    machine = {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()}
     tasks = [
         gaussian_float32(65_536 // scale, 500, threads),
         gaussian_float64_kl(65_536 // scale, 500, threads),
@@ -283,14 +286,10 @@ def main() -> None:
             ratios[prefix] = {"best": best[1], "ratio": best[0] / medians["sdecontrol"], "wanted": wanted}
             console.print(f"{ratios[prefix]['ratio']:.1f}x the fastest {prefix} ({best[1]}); wanted {wanted:g}x")
         records.append({"title": task.title, "seconds": seconds, "medians": medians, "ratios": ratios})
-    names = ("torch", "torchsde", "jax", "diffrax")
-    machine = {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()}
-    if not options.quick:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(
-            json.dumps({"machine": machine, "versions": {n: version(n) for n in names}, "tasks": records}, indent=1)
-        )
-        console.print(f"wrote {RESULTS}")
+        if not options.quick:
+            content = {"machine": machine, "versions": {name: version(name) for name in names}, "tasks": records}
+            RESULTS.parent.mkdir(exist_ok=True)
+            write(RESULTS, json.dumps(content, indent=1) + "\n")  # after each task: what is measured is kept
 
 
 if __name__ == "__main__":
