@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdecontrol.errors import BadInput, NoClosedForm, NotDefined, check
 from sdecontrol.laws import Gaussian, Isotropic, Law
-from sdecontrol.models import ExactScore, ScoreModel, as_score_model
+from sdecontrol.models import ExactScore, as_score_model
 from sdecontrol.schedules import Schedule
 from sdecontrol.time import TimeGrid
 
@@ -323,4 +323,4 @@ class DiffusionProcess(Process):
         return process_from_sde(cls, sde, initial, horizon)
 
 
-__all__ = ["Affine", "DiffusionProcess", "Process", "ReverseProcess", "ReverseState", "ScoreModel", "State"]
+__all__ = ["Affine", "DiffusionProcess", "Process", "ReverseProcess", "ReverseState", "State"]

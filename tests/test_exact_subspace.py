@@ -77,28 +77,16 @@ def test_the_ambient_problem_is_the_latent_one(law, initial, reward):
         )
 
 
-@pytest.mark.parametrize("initial", ["standard", "marginal"])
-def test_the_initial_law_is_the_tilted_prior(initial):
-    problem = ambient(initial=initial)
-    exact, x = (
-        problem.exact,
-        torch.randn(6, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2)),
-    )
-    expected = (
-        problem.process.initial_law().log_prob(x) + exact.value(0, x) / TEMPERATURE - exact.log_normalizer
-    )
-    assert torch.allclose(exact.initial.log_prob(x), expected, atol=1e-10)
-
-
-def test_the_initial_law_of_a_step_reward_is_the_tilted_prior():
-    problem = ambient(reward=STEP)
-    exact, x = (
-        problem.exact,
-        torch.randn(6, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2)),
-    )
-    expected = (
-        problem.process.initial_law().log_prob(x) + exact.value(0, x) / TEMPERATURE - exact.log_normalizer
-    )
+@pytest.mark.parametrize(
+    "options",
+    [{"initial": "standard"}, {"initial": "marginal"}, {"reward": STEP}],
+    ids=["standard", "marginal", "step"],
+)
+def test_the_initial_law_is_the_tilted_prior(options):
+    problem = ambient(**options)
+    exact = problem.exact
+    x = torch.randn(6, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    expected = problem.process.initial_law().log_prob(x) + exact.value(0, x) / TEMPERATURE - exact.log_normalizer
     assert torch.allclose(exact.initial.log_prob(x), expected, atol=1e-10)
 
 

@@ -235,7 +235,6 @@ class Claim:
     ) -> Report:
         started = time.perf_counter()
         skipped: list[str] = []
-        rows: list[Row] = []
         try:
             case = Case(self, problem, answers, quick, seed)
         except (NoClosedForm, NoTilt) as reason:
@@ -250,8 +249,7 @@ class Claim:
                     function(case)
                 except (NotApplicable, NoClosedForm, NotDefined, NoTilt) as reason:
                     skipped.append(f"{rung}, {function.__name__.replace('_', ' ')}: {reason}")
-        rows = case.rows
-        return self._report(problem, rows, skipped, started, seed)
+        return self._report(problem, case.rows, skipped, started, seed)
 
     def _report(self, problem: Problem, rows: list[Row], skipped: list[str], started: float, seed: int) -> Report:
         verdict, reason = overall(rows, skipped)
