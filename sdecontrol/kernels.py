@@ -56,6 +56,20 @@ class Transition:
         """mean + std z."""
         return mean if self.std == 0.0 else mean.add(z, alpha=self.std)
 
+    def affine(self, process: Process) -> AffineStep:
+        """`mean` and `finish` as matrices. Raises NoClosedForm when the process is not affine.
+
+        A subclass that overrides one of the two says its own matrices, or has none.
+        """
+        matrix, offset = process.affine_field(self.t)
+        eye = torch.eye(process.dim, dtype=torch.float64)
+        pull = torch.add(self.field_scale * eye, matrix, alpha=self.field_weight)
+        return AffineStep(pull, self.field_weight * offset, self.std * eye)
+
+    def __init_subclass__(cls) -> None:
+        if {"mean", "finish"} & set(vars(cls)) and "affine" not in vars(cls):
+            cls.affine = _no_matrices  # type: ignore[method-assign,assignment]
+
     def spread_transposed(self, v: Tensor) -> Tensor:
         """std' v."""
         return v * self.std
@@ -63,6 +77,10 @@ class Transition:
     def unspread(self, v: Tensor) -> Tensor:
         """std^{-1} v."""
         return v / self.std
+
+
+def _no_matrices(transition: Transition, process: Process) -> AffineStep:
+    raise NoClosedForm(f"{type(transition).__name__} does not give its step as matrices; define its method `affine`")
 
 
 class Kernel(ABC):
@@ -80,10 +98,7 @@ class Kernel(ABC):
 
     def affine_step(self, process: Process, t: float, t_next: float) -> AffineStep:
         """The step as x+ = M x + m + N z. Raises NoClosedForm when the process is not affine."""
-        c_x, c_f, std = self.coefficients(process, t, t_next)
-        matrix, offset = process.affine_field(t)
-        eye = torch.eye(process.dim, dtype=torch.float64)
-        return AffineStep(c_x * eye + c_f * matrix, c_f * offset, std * eye)
+        return self.transition(process, t, t_next).affine(process)
 
     def consistent_with(self, process: Process) -> bool:
         """Whether the chain converges to the process itself as the steps shrink."""
@@ -195,6 +210,18 @@ class HeunTransition(Transition):
         change = _slope(process.state(self.t_next, end)) - _slope(state)
         return torch.add(end, change, alpha=self.slope_weight / 2)
 
+    def affine(self, process: Process) -> AffineStep:
+        first, weight = super().affine(process), self.slope_weight / 2
+        if weight == 0.0:
+            return first
+        (a, b), (a_next, b_next) = _affine_slope(process, self.t), _affine_slope(process, self.t_next)
+        eye = torch.eye(process.dim, dtype=torch.float64)
+        return AffineStep(
+            first.matrix + weight * (a_next @ first.matrix - a),
+            first.offset + weight * (a_next @ first.offset + b_next - b),
+            (eye + weight * a_next) @ first.noise,
+        )
+
 
 def _slope(state: State) -> Tensor:
     return state.x0_hat if isinstance(state.process, ReverseProcess) else state.drift
@@ -228,18 +255,6 @@ class SecondOrder(Kernel):
         v = _levels(self, process, t, t_next)
         return v.alpha_next * v.q / v.h if v.h_next > 0 else 0.0
 
-    def affine_step(self, process: Process, t: float, t_next: float) -> AffineStep:
-        first, weight = super().affine_step(process, t, t_next), self._slope_weight(process, t, t_next) / 2
-        if weight == 0.0:
-            return first
-        (a, b), (a_next, b_next) = _affine_slope(process, t), _affine_slope(process, t_next)
-        eye = torch.eye(process.dim, dtype=torch.float64)
-        return AffineStep(
-            first.matrix + weight * (a_next @ first.matrix - a),
-            first.offset + weight * (a_next @ first.offset + b_next - b),
-            (eye + weight * a_next) @ first.noise,
-        )
-
 
 def _affine_slope(process: Process, t: float) -> tuple[Tensor, Tensor]:
     """(A, b) with slope = A x + b."""
@@ -269,6 +284,10 @@ class MatrixTransition(Transition):
     def finish(self, process: Process, state: State, mean: Tensor, z: Tensor) -> Tensor:
         return mean + z.to(mean) @ self.std.to(mean).mT
 
+    def affine(self, process: Process) -> AffineStep:
+        assert self.step is not None
+        return self.step
+
     def spread_transposed(self, v: Tensor) -> Tensor:
         return v @ self.std.to(v)
 
@@ -291,10 +310,10 @@ class ExactTransition(Kernel):
         raise NotDefined("the exact transition has a matrix standard deviation, not three numbers; use affine_step")
 
     def transition(self, process: Process, t: float, t_next: float) -> MatrixTransition:
-        step = self.affine_step(process, t, t_next)
+        step = self._step(process, t, t_next)
         return MatrixTransition(t, t_next, 1.0, t_next - t, step.noise, step)
 
-    def affine_step(self, process: Process, t: float, t_next: float) -> AffineStep:
+    def _step(self, process: Process, t: float, t_next: float) -> AffineStep:
         if isinstance(process, ReverseProcess) and process.has_exact_score:
             return self._conditional(process, t, t_next)
         return _fundamental_solution(process, t, t_next)

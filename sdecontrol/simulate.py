@@ -19,7 +19,7 @@ from sdecontrol.laws import Law
 from sdecontrol.noise import Noise
 from sdecontrol.path import Path, PathWeights, _log_initial, half_square, inner
 from sdecontrol.processes import Process
-from sdecontrol.step import advance
+from sdecontrol.stepper import ModelStepper, Stepper, stepper_of
 from sdecontrol.time import ResolvedGrid, TimeGrid
 
 Observer = Callable[[int, float, Tensor], Tensor]
@@ -61,7 +61,11 @@ def simulate(
     start = _start(process, reference if initial is None else initial, n)
     transitions = prepare(process, kernel, resolved, control)
     dtype = dtype or (start.dtype if isinstance(start, Tensor) else process.dtype)
-    job = _Job(process, control, start, reference, resolved, transitions, noise, n, keep == "all", observe, grad, dtype)
+    stepper = ModelStepper(process, transitions, control) if grad else stepper_of(process, transitions, control, dtype)
+    keep_all = keep == "all"
+    job = _Job(
+        process, control, start, reference, resolved, transitions, stepper, noise, n, keep_all, observe, grad, dtype
+    )
     out = _Buffers(job)
     indices = range(-(-n // noise.block_size(process.event_shape)))
     small = process.dim < _SMALL_EVENT
@@ -136,6 +140,7 @@ class _Job:
     reference: Law
     grid: ResolvedGrid
     transitions: list[Transition]
+    stepper: Stepper
     noise: Noise
     n: int
     keep: bool
@@ -163,17 +168,21 @@ class _Job:
         log_initial = _log_initial(law, self.reference, x)
         martingale, energy = torch.zeros_like(log_initial), torch.zeros_like(log_initial)
         out.begin(index, count, x)
+        looked_at = checked or self.keep or self.observe is not None
+        y = x
         normals = self.noise.steps(index, self.process.event_shape, self.grid.times)
-        for k, (transition, xi) in enumerate(zip(self.transitions, normals, strict=False)):
+        for k, xi in zip(range(len(self.transitions)), normals, strict=False):
             xi = (xi if rows == size else xi[:rows]).to(self.dtype)
-            x, w = advance(self.process, transition, k, x, xi, self.control)
+            y, w = self.stepper.advance(k, y, xi)
             if w is not None:
                 energy = energy + half_square(w)
                 martingale = martingale + inner(w, xi)
-            if checked:
-                _diagnose(k, transition, x, w)
-            if self.keep or self.observe is not None:
+            if looked_at:
+                x = self.stepper.position(k + 1, y)
+                if checked:
+                    _diagnose(k, self.transitions[k], x, w)
                 out.step(index, count, k, x, xi if w is None else xi + w)
+        x = self.stepper.position(len(self.transitions), y)
         out.end(index, count, x, PathWeights(log_initial, martingale, energy))
 
     def _initial(self, index: int, size: int, count: int) -> Tensor:

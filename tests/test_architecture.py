@@ -20,7 +20,7 @@ LAYERS = [
     ["schedules", "rewards", "laws"],
     ["models", "processes"],
     ["kernels", "orders"],
-    ["step"],
+    ["step", "stepper"],
     ["controls"],
     ["path", "girsanov", "simulate", "torchsde_adapter"],
     ["exact", "moments", "novikov", "path_divergence"],

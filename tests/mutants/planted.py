@@ -121,7 +121,7 @@ KERNELS = [
         "mean.add(z, alpha=self.std)", "mean.add(z, alpha=2 * self.std)",
         "the noise of every simulated step doubled", (("prop-3.6",), VP1)),
     Bug("step-offset", "kernels.py",
-        "c_f * offset, std * eye)", "0.0 * offset, std * eye)",
+        "self.field_weight * offset, self.std * eye)", "0.0 * offset, self.std * eye)",
         "the affine form of a step forgets its offset", (("prop-3.6",), VP1)),
     Bug("exponential-weight", "kernels.py",
         "weight = process.schedule.score_weight(process.noise_level(t), process.noise_level(t_next))",
