@@ -24,10 +24,8 @@ from sdecontrol.claims.base import (
     Row,
     claims,
     get_claim,
-    iterate_all,
-    verify,
-    verify_all,
 )
+from sdecontrol.claims.verification import iterate_all, verify, verify_all
 
 __all__ = [
     "certificate",

@@ -74,6 +74,7 @@ class Report:
     seed: int
     skipped: list[str] = field(default_factory=list)
     figures: list[str] = field(default_factory=list)
+    mutants: list[dict[str, Any]] = field(default_factory=list)  # {"name", "rejected", "by"}, where they were tried
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -239,17 +240,34 @@ class Claim:
             case = Case(self, problem, answers, quick, seed)
         except (NoClosedForm, NoTilt) as reason:
             return self._report(problem, [], [f"{reason}"], started, seed)
-        chosen = set(rungs)
-        with torch.no_grad():
-            for rung, function in sorted(self.checks, key=lambda entry: RUNGS.index(entry[0])):
-                if rung not in chosen:
-                    continue
-                case.rung = rung
-                try:
-                    function(case)
-                except (NotApplicable, NoClosedForm, NotDefined, NoTilt) as reason:
-                    skipped.append(f"{rung}, {function.__name__.replace('_', ' ')}: {reason}")
+        for _ in self._checked(case, rungs, skipped):
+            pass
         return self._report(problem, case.rows, skipped, started, seed)
+
+    def _checked(self, case: Case, rungs: Iterable[str], skipped: list[str]) -> Iterator[Case]:
+        """Run the checks in the order of the rungs; the case after each, and the reasons of those that do not apply."""
+        chosen = set(rungs)
+        for rung, function in sorted(self.checks, key=lambda entry: RUNGS.index(entry[0])):
+            if rung not in chosen:
+                continue
+            case.rung = rung
+            try:
+                with torch.no_grad():
+                    function(case)
+            except (NotApplicable, NoClosedForm, NotDefined, NoTilt) as reason:
+                skipped.append(f"{rung}, {function.__name__.replace('_', ' ')}: {reason}")
+            yield case
+
+    def first_doubt(self, case: Case, rungs: Iterable[str] = RUNGS) -> Row | SDEControlError | None:
+        """The first row that does not hold, or the error that a check ended with; the checks after it are not run."""
+        try:
+            for _ in self._checked(case, rungs, []):
+                for row in case.rows:
+                    if row.verdict != HOLDS:
+                        return row
+        except SDEControlError as error:
+            return error
+        return None
 
     def _report(self, problem: Problem, rows: list[Row], skipped: list[str], started: float, seed: int) -> Report:
         verdict, reason = overall(rows, skipped)
@@ -283,24 +301,3 @@ def get_claim(id: str) -> Claim:
     if id not in REGISTRY:
         raise UnknownName("claim", id, REGISTRY)
     return REGISTRY[id]
-
-
-def verify(id: str, problem: Problem, *, quick: bool = False, seed: int = 0) -> Report:
-    """Run every check of a claim on a problem; verdict "holds", "violated", "inconclusive" or "not applicable".
-
-    Raises: UnknownName for an unknown id.
-    """
-    return get_claim(id).run(problem, quick=quick, seed=seed)
-
-
-def iterate_all(
-    problem: Problem, ids: Iterable[str] | None = None, *, quick: bool = False, seed: int = 0
-) -> Iterator[Report]:
-    """Reports one after another, so that what is done can be kept when a run is interrupted."""
-    for claim in [get_claim(id) for id in ids] if ids else claims():
-        yield claim.run(problem, quick=quick, seed=seed)
-
-
-def verify_all(problem: Problem, *, quick: bool = False, seed: int = 0) -> list[Report]:
-    """Every claim on one problem."""
-    return list(iterate_all(problem, quick=quick, seed=seed))
