@@ -283,3 +283,16 @@ def test_float32_and_column_layout():
     assert u.dtype == torch.float32 and exact.value(0.3, x).dtype == torch.float64
     assert torch.allclose(u.double(), exact.control(0.3, x.double()), rtol=1e-4, atol=1e-4)
     assert torch.allclose(exact.control(0.3, x.mT.contiguous().mT), u, rtol=1e-5, atol=1e-5)
+
+
+def test_components_whose_weight_underflows_still_rule_far_out():
+    """Log masses of the tilt that differ by more than 745: log p_ft = log p + r/temperature - log C everywhere."""
+    means = [[0.0, 0.0, 0.0], [3.0, 0.0, 0.0], [0.0, 3.0, 1.0]]
+    law = sc.GaussianMixture([0.4, 0.3, 0.3], means, [[1.0, 1.0, 1.0], [0.5, 0.5, 0.5], [0.7, 0.7, 0.7]])
+    process = sc.ReverseProcess(sc.Cosine(), law, initial="marginal")
+    problem = sc.Problem(process, sc.Linear([-50.0, -40.0, 0.0]), 0.13)
+    exact = problem.exact
+    assert float(exact.terminal.weights.min()) == 0.0
+    x = torch.tensor([*means, [-50.0, -40.0, 0.0]], dtype=torch.float64)
+    right = law.log_prob(x) + problem.reward(x) / problem.temperature - exact.log_normalizer
+    assert torch.allclose(exact.terminal.log_prob(x), right, rtol=1e-12)

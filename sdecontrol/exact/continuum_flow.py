@@ -15,6 +15,7 @@ from torch import Tensor
 from sdecontrol.exact.pushforward import gaussian_law, gaussian_parameters
 from sdecontrol.exact.quadratic import LogQuadratic, symmetric
 from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Law, Posterior
+from sdecontrol.laws.spectrum import spectrum_of
 from sdecontrol.schedules import Schedule
 
 DataLaw = Gaussian | GaussianMixture
@@ -129,10 +130,10 @@ def log_weights(law: DataLaw) -> Tensor:
 
 
 def mixture(log_weights: Tensor, laws: list[Law]) -> Law:
-    """sum_i weight_i law_i of Gaussian laws; weights that underflow are dropped, one law is itself."""
-    kept = [(w, law) for w, law in zip(log_weights.softmax(0), laws) if w > 0]
-    if all(law is kept[0][1] for _, law in kept):
-        return kept[0][1]
-    weights, chosen = zip(*kept)
-    moments = zip(*((law.mean, law.covariance) for law in chosen))
-    return GaussianMixture(torch.stack(weights), *map(torch.stack, moments))
+    """sum_i weight_i law_i of Gaussian laws, in log weights: far out a component may rule whose weight underflows."""
+    if all(law is laws[0] for law in laws):
+        return laws[0]
+    means, covariances = torch.stack([law.mean for law in laws]), torch.stack([law.covariance for law in laws])
+    spectrum = spectrum_of("covariances", covariances)
+    shared = bool((covariances == covariances[0]).all())
+    return GaussianMixture.from_spectrum(log_weights.log_softmax(0), means, spectrum, shared)
