@@ -16,7 +16,7 @@ from sdecontrol.noise import Noise
 from sdecontrol.problems.base import Problem
 from sdecontrol.processes import ReverseProcess
 from sdecontrol.rewards import Linear, Quadratic, Step
-from sdecontrol.schedules import VE, VP
+from sdecontrol.schedules import VE, VP, Cosine
 
 WEIGHTS, MEANS, VARIANCES = np.array([0.5, 0.3, 0.2]), np.array([-1.5, 0.5, 2.0]), np.array([0.3, 0.1, 0.6])
 SCHEDULES = {
@@ -288,9 +288,9 @@ def test_float32_and_column_layout():
 def test_components_whose_weight_underflows_still_rule_far_out():
     """Log masses of the tilt that differ by more than 745: log p_ft = log p + r/temperature - log C everywhere."""
     means = [[0.0, 0.0, 0.0], [3.0, 0.0, 0.0], [0.0, 3.0, 1.0]]
-    law = sc.GaussianMixture([0.4, 0.3, 0.3], means, [[1.0, 1.0, 1.0], [0.5, 0.5, 0.5], [0.7, 0.7, 0.7]])
-    process = sc.ReverseProcess(sc.Cosine(), law, initial="marginal")
-    problem = sc.Problem(process, sc.Linear([-50.0, -40.0, 0.0]), 0.13)
+    law = GaussianMixture([0.4, 0.3, 0.3], means, [[1.0, 1.0, 1.0], [0.5, 0.5, 0.5], [0.7, 0.7, 0.7]])
+    process = ReverseProcess(Cosine(), law, initial="marginal")
+    problem = Problem(process, Linear([-50.0, -40.0, 0.0]), 0.13)
     exact = problem.exact
     assert float(exact.terminal.weights.min()) == 0.0
     x = torch.tensor([*means, [-50.0, -40.0, 0.0]], dtype=torch.float64)
