@@ -72,7 +72,7 @@ class _SpreadForError(Case):
         super().sample(quantity, replace(estimate, stderr=estimate.stderr * estimate.n**0.5), truth, **options)
 
 
-_PAIRED = {"eq-3.13"}  # paired differences so precise that even a standard deviation would decide
+_PRECISE = {"eq-3.13", "eq-3.32"}  # estimates so precise that even their standard deviation would decide
 
 
 def trials(claim: Claim, problem: Problem, quick: bool, seed: int) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ def trials(claim: Claim, problem: Problem, quick: bool, seed: int) -> list[dict[
             case = mutant.case(claim, problem, quick, seed)
             if case is not None:
                 found.append(_trial(mutant.name, claim.first_doubt(case)))
-    if claim.id in _PAIRED:
+    if claim.id in _PRECISE:
         return found
     spread = _SpreadForError(claim, problem, None, quick, seed)
     doubt = claim.first_doubt(spread, [MONTE_CARLO])
@@ -189,13 +189,13 @@ def _shifted_value(problem: Problem, e: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- log C, KL, optimum
 
 
-@mutant("log C dropped", "lemma-3.1 prop-3.4 prop-3.6")
+@mutant("log C dropped", "lemma-3.1 prop-3.4 prop-3.6 eq-3.32")
 def _no_log_c(problem: Problem, e: Any) -> dict[str, Any]:
     _needs(abs(e.log_normalizer) > 0.01)
     return {"log_normalizer": 0.0}
 
 
-@mutant("sign of log C", "lemma-3.1 prop-3.4 prop-3.6")
+@mutant("sign of log C", "lemma-3.1 prop-3.4 prop-3.6 eq-3.32")
 def _negated_log_c(problem: Problem, e: Any) -> dict[str, Any]:
     _needs(abs(e.log_normalizer) > 0.01)
     return {"log_normalizer": -e.log_normalizer}
@@ -238,7 +238,7 @@ def _prior(problem: Problem) -> Law:
     return problem.process.initial_law(0.0)
 
 
-@mutant("initial law forgotten", "prop-3.4", "prop-3.3 eq-3.13 prop-3.6")
+@mutant("initial law forgotten", "prop-3.4", "prop-3.3 eq-3.13 prop-3.6 eq-3.32")
 def _no_initial(problem: Problem, e: Any) -> dict[str, Any]:
     _needs(problem.process.is_affine and e.kl_initial > 1e-3 or not problem.process.is_affine)
     return {"initial": _prior(problem)}
