@@ -24,6 +24,7 @@ class Control(ABC):
     requires_jacobian = False  # True when the control uses step.pullback, so that one network call serves both
     continuum = False  # True for the optimum of a continuous problem, which only consistent kernels approach
     elementwise = False  # True when a path's bits do not depend on the batch, once whole blocks are computed
+    problem: Any = None  # the problem it was made for, where it was made for one
 
     @abstractmethod
     def shift(self, step: StepView) -> Tensor:
@@ -144,6 +145,9 @@ class Combination(Control):
         self.requires_jacobian = any(c.requires_jacobian for _, c in terms)
         self.elementwise = all(c.elementwise for _, c in terms)
         self.continuum = any(c.continuum for _, c in terms)
+        made_for = [c.problem for _, c in terms if c.problem is not None]
+        check(all(p is made_for[0] for p in made_for), "controls made for different problems", "one problem")
+        self.problem = made_for[0] if made_for else None
 
     def shift(self, step: StepView) -> Tensor:
         return _weighted_sum([(scale, control.shift(step)) for scale, control in self.terms])

@@ -113,6 +113,9 @@ def total_reward(problem: Problem, path: Path) -> Tensor:
 def _run(
     problem: Problem, control: Any, initial: Law | None, grid: Any, kernel: Any, n: int, noise: Noise | None
 ) -> _Run:
+    made_for = getattr(control, "problem", None)
+    check(made_for in (None, problem), f"a control made for {made_for!r}", f"one made for {problem!r}",
+          "Make the control again from this problem.")  # fmt: skip
     observe = None
     if problem.running_reward is not None:
         observe = lambda k, t, x: problem.running_rate(t, x)  # noqa: E731

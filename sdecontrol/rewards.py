@@ -145,10 +145,11 @@ class GaussianLabel(Quadratic):
     """
 
     def __init__(self, direction: Any, target: float, noise: float, strength: float = 1.0):
-        w = _vector("direction", direction)
+        self.direction = w = _vector("direction", direction)
         check(noise > 0, f"noise = {noise}", "a positive standard deviation")
-        precision = _number("strength", strength) / noise**2
-        log_norm = -(_number("target", target) ** 2) / (2 * noise**2) - math.log(noise * math.sqrt(2 * math.pi))
+        self.target, self.noise, self.strength = _number("target", target), float(noise), _number("strength", strength)
+        precision = self.strength / noise**2
+        log_norm = -(self.target**2) / (2 * noise**2) - math.log(noise * math.sqrt(2 * math.pi))
         super().__init__(precision * target * w, precision * torch.outer(w, w), strength * log_norm)
 
 

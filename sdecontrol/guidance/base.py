@@ -1,0 +1,94 @@
+"""What the laws of guidance share: a control that remembers its problem, and the label that some of them need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sdecontrol.controls import Control
+from sdecontrol.errors import NotDefined, check
+from sdecontrol.processes import ReverseProcess
+from sdecontrol.rewards import GaussianLabel, Reward, Step
+from sdecontrol.step import StepView
+
+if TYPE_CHECKING:
+    from sdecontrol.problems.base import Problem
+
+
+class Guidance(Control):
+    """A control made for one problem; `evaluate` refuses it on another."""
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        self.temperature, self.reward = problem.temperature, problem.reward
+        self.elementwise = problem.process.elementwise and isinstance(problem.reward, Reward)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} for {self.problem!r}>"
+
+
+class ReverseGuidance(Guidance):
+    """Guidance by x0_hat, which only a reverse diffusion has. Raises NotDefined for other processes."""
+
+    requires_jacobian = True
+
+    def __init__(self, problem: Problem):
+        process = problem.process
+        if not isinstance(process, ReverseProcess):
+            raise NotDefined(
+                f"{type(self).__name__} needs x0_hat, the posterior mean of a ReverseProcess; saw a "
+                f"{type(process).__name__}. Use sc.guidance.doob with a value."
+            )
+        super().__init__(problem)
+        self.process: ReverseProcess = process
+
+    def level(self, step: StepView) -> tuple[float, float]:
+        """(alpha, h) at the level that the step leaves."""
+        s = self.process.noise_level(step.t)
+        return self.process.schedule.alpha(s), self.process.schedule.h(s)
+
+
+def check_gradient(problem: Problem) -> None:
+    """Raises NotDefined for a reward whose gradient is zero almost everywhere."""
+    if isinstance(problem.reward, Step):
+        raise NotDefined(
+            "a step reward has no gradient that points anywhere; use sc.guidance.pigdm, which smooths it over the "
+            "posterior, or sc.guidance.doob"
+        )
+
+
+@dataclass(frozen=True)
+class Label:
+    """The tilt e^{reward/temperature} as a label: proportional to N(target; direction . x, variance)."""
+
+    direction: Tensor
+    target: float
+    variance: float
+
+    def along(self, x: Tensor) -> Tensor:
+        """direction . x: (n, d) -> (n,)."""
+        return x @ self.direction.to(x)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """target - direction . x: (n,)."""
+        return self.target - self.along(x)
+
+
+def label_of(problem: Problem, name: str) -> Label:
+    """The label of a GaussianLabel reward, of variance noise^2 temperature / strength. Raises NotDefined for others."""
+    reward = problem.reward
+    if not isinstance(reward, GaussianLabel):
+        raise NotDefined(
+            f"{name} is defined for a label y = direction . x + noise; saw a reward of type {type(reward).__name__}, "
+            "wanted sc.GaussianLabel. Use sc.guidance.exact_variance for quadratic rewards, plug_in for any."
+        )
+    check(reward.strength > 0, f"a label of strength {reward.strength:g}", "a positive strength")
+    return Label(reward.direction, reward.target, reward.noise**2 * problem.temperature / reward.strength)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum over the event: (n, d), (d,) or (n, d) -> (n,)."""
+    return torch.sum(a * b, dim=1)
