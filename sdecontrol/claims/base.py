@@ -187,10 +187,10 @@ class Case:
         stderr = math.hypot(float(estimate.stderr), float(other.stderr))
         gap = float(estimate.value) - float(other.value)
         size = scale if scale is not None else max(abs(float(other.value)), abs(float(estimate.value)))
-        excess = math.copysign(max(abs(gap) - bias, 0.0), gap)
+        excess = math.copysign(abs(gap) - bias, gap) if abs(gap) > bias else 0.0
         z = excess / stderr if stderr > 0 else (0.0 if excess == 0 else math.copysign(math.inf, excess))
         detectable = DETECTION * stderr + bias
-        said = f"sees {detectable:.2g}" + (f", of which discretisation {bias:.1g}" if bias else "")
+        said = f"sees {detectable:.2g}" + (f", of which discretisation {bias:.1g}, taken off before z" if bias else "")
         verdict = VIOLATED if abs(z) > Z_CRITICAL or not math.isfinite(gap) else HOLDS
         if verdict == HOLDS and detectable > RESOLUTION * size:
             verdict = INCONCLUSIVE
