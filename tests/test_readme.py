@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
@@ -15,6 +17,15 @@ def test_python_blocks_run() -> None:
     namespace: dict[str, object] = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", ["guidance"])
+def test_python_blocks_of_a_page_run(page: str) -> None:
+    namespace: dict[str, object] = {}
+    for block in re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL | re.MULTILINE
+    ):
+        exec(compile(block, f"{page}.md", "exec"), namespace)
 
 
 def test_first_block_is_short() -> None:
