@@ -5,14 +5,23 @@ import pytest
 import torch
 from scipy import stats
 
+from sdecontrol.claims.base import Case, get_claim
 from sdecontrol.claims.differences import Slopes, divergence
 from sdecontrol.claims.draws import OptimalDraws, TimeRule, clenshaw_curtis, extrapolated
+from sdecontrol.claims.kernels_one_step import moments_of, next_state
 from sdecontrol.claims.latent import Latent
+from sdecontrol.claims.local import HALVINGS, normal_rule, order_row, take_step, vanishing_row
 from sdecontrol.claims.ode import LinearSDE, Member, MomentFlow, Riccati
 from sdecontrol.claims.plain import Cloud, GaussianSum, Quadric
 from sdecontrol.claims.posterior import Clean, gaussian, gaussian_kl, noised, rule, score
+from sdecontrol.controls import StateControl
+from sdecontrol.kernels import EulerMaruyama, ExactTransition, SecondOrder
 from sdecontrol.laws import Gaussian, GaussianMixture
+from sdecontrol.problems.base import Problem
 from sdecontrol.problems.builtin import resolve
+from sdecontrol.processes import Affine, DiffusionProcess
+from sdecontrol.rewards import Quadratic
+from sdecontrol.step import advance
 
 LAW = GaussianSum(
     (
@@ -78,6 +87,84 @@ def test_moment_equations_and_riccati_of_an_ornstein_uhlenbeck_process():
     assert flow.fine.moments("pushed")[0][0] == pytest.approx(np.sqrt(2) * (1 - np.exp(-1)), rel=1e-9)
     value = Riccati(sde, Quadric(0.0, np.array([1.0]), np.zeros((1, 1))), [0.0], 1e-10).fine[0]
     assert value(np.array([[3.0]]))[0] == pytest.approx(3 * np.exp(-1) + (1 - np.exp(-2)) / 2, rel=1e-9)
+
+
+QUADRATIC_OU = (  # dY = a Y dt + dB in 20-D, minus p |y|^2 as a rate, q |y|^2 at the end: F(0) and V(0, 0)
+    (0.2, 0.2, 0.1, 0.292553916743, 4.055382123),
+    (1.0, 1.0, 0.5, 1.313455773269, 20.697248488),
+)
+
+
+def test_running_rewards_of_the_second_route():
+    """dY = dB from a point: E int |Y|^2 dt = |y|^2 + 1/2; then the published quadratic Ornstein-Uhlenbeck problems."""
+    zero = np.zeros((1, 1)), np.zeros(1)
+    square, still = Quadric(0.0, np.zeros(1), -2 * np.eye(1)), LinearSDE(1, 1.0, lambda t: zero, lambda t: 1.0)
+    members = {"optimum": Member(np.array([2.0]), np.zeros((1, 1)), lambda t, best: zero)}
+    flow = MomentFlow(still, lambda t: zero, members, [0.0, 1.0], 1e-10, square)
+    assert flow.read(lambda s: s.running("optimum")).value == pytest.approx(4.5, rel=1e-9)
+    d, eye = 20, np.eye(20)
+    for a, p, q, slope, value in QUADRATIC_OU:
+        rho, running = Quadric(0.0, np.zeros(d), 2 * q * eye), Quadric(0.0, np.zeros(d), 2 * p * eye)
+        sde = LinearSDE(d, 1.0, lambda t, a=a: (a * eye, np.zeros(d)), lambda t: 1.0)
+        found = Riccati(sde, rho, [0.0], 1e-10, running).fine[0]
+        assert found.constant == pytest.approx(-value, rel=1e-8)
+        assert np.abs(found.curvature - 2 * slope * eye).max() < 1e-9
+        process = DiffusionProcess(Affine(a * eye), 1.0, Gaussian(np.zeros(d), 0.1 * eye))
+        problem = Problem(process, Quadratic(np.zeros(d), 2 * q * eye), 1.0, Quadratic(np.zeros(d), 2 * p * eye))
+        at_zero = float(problem.exact.value(0.0, torch.zeros(1, d, dtype=torch.float64)))
+        assert at_zero == pytest.approx(-value, rel=1e-8)
+
+
+@pytest.mark.parametrize(("dim", "degree"), [(1, 5), (2, 5), (4, 5), (5, 3), (29, 3)])
+def test_rule_over_the_noise_of_a_step(dim, degree):
+    """Moments of N(0, I): E z_i^2 = 1, E z_i^4 = 3, E z_i^2 z_j^2 = 1, odd ones 0."""
+    z, w = normal_rule(dim)
+    assert w.sum() == pytest.approx(1.0) and np.abs(w @ z).max() < 1e-12 and np.abs(w @ z**3).max() < 1e-12
+    assert np.abs((z * w[:, None]).T @ z - np.eye(dim)).max() < 1e-12
+    if degree == 5:
+        squares = (z**2 * w[:, None]).T @ z**2
+        assert np.abs(squares - np.ones((dim, dim)) - 2 * np.eye(dim)).max() < 1e-12
+        assert np.abs((z**3 * w[:, None]).T @ z**2).max() < 1e-12
+
+
+def test_law_of_the_next_state_against_a_grid():
+    """X_s' given X_s = y, density p_s'(x) N(y; r x, q): mean and covariance by brute force."""
+    latent = Latent(resolve("mixture-2d-vp").problem)
+    t, t_next, y = 0.5, 0.6, np.array([[0.4, -0.3]])
+    (a, h), (b, k) = latent.level(t), latent.level(t_next)
+    mean, covariance = (part[0] for part in moments_of(next_state(latent, latent.known_data, t, t_next), y))
+    line = np.linspace(-4, 4, 401)
+    x = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
+    r = a / b
+    log_weight = noised(latent.known_data, b, k).log_density(x) - ((y - r * x) ** 2).sum(1) / (2 * (h - r * r * k))
+    weight = np.exp(log_weight - log_weight.max())
+    weight /= weight.sum()
+    assert np.abs(weight @ x - mean).max() < 1e-10
+    assert np.abs((x - mean).T @ ((x - mean) * weight[:, None]) - covariance).max() < 1e-10
+
+
+@pytest.mark.parametrize("kernel", [EulerMaruyama(), SecondOrder(), ExactTransition()], ids=repr)
+def test_a_step_over_the_nodes_is_the_step_of_the_loop(kernel):
+    process = resolve("gaussian-4d-vp").problem.process
+    x = torch.as_tensor(np.random.default_rng(0).normal(size=(2, 4)))
+    control = StateControl(lambda t, y: torch.sin(y + t))
+    step = take_step(process, kernel, 0.3, 0.4, x, np.eye(4), control(0.3, x))
+    transition = kernel.transition(process, 0.3, 0.4)
+    for j, node in enumerate(step.nodes):
+        xi = torch.as_tensor(node).expand(2, 4)
+        assert (advance(process, transition, 0, x, xi, control)[0] - step.ends[:, j]).abs().max() < 1e-14
+
+
+def test_orders_and_limits_are_judged():
+    case = Case(get_claim("prop-3.5"), resolve("gaussian-1d-vp").problem)
+    step = 0.1 / np.array(HALVINGS)
+    order_row(case, "second order", 3 * step**2 + step**3, 2, 1.0)
+    order_row(case, "first order", 0.01 * step + step**2, 2, 1.0)
+    order_row(case, "none", 1e-9 * np.ones(4), 2, 1.0)
+    order_row(case, "rounding", 1e-14 * np.ones(4), 2, 1.0)
+    vanishing_row(case, "vanishes", [np.array([h, h**2]) for h in step], 1.0)
+    vanishing_row(case, "does not", [np.array([h, 1e-3 + h]) for h in step], 1.0)
+    assert [row.verdict for row in case.rows] == ["holds", "violated", "violated", "holds", "holds", "violated"]
 
 
 def test_rules_in_time():

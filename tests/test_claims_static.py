@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from functools import cache
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from scipy import integrate, stats
 
 import sdecontrol as sc
-from sdecontrol.claims import f_divergence, reconstruction, rejection, tilt, tilt_bounds  # noqa: F401  registers them
+from sdecontrol.claims import reconstruction, rejection, tilt_bounds
 from sdecontrol.claims.base import (
+    DISCRETE,
     EXACT,
     HOLDS,
     INCONCLUSIVE,
@@ -22,6 +24,7 @@ from sdecontrol.claims.base import (
     NOT_APPLICABLE,
     RUNGS,
     VIOLATED,
+    Case,
     Report,
     get_claim,
 )
@@ -32,11 +35,15 @@ from sdecontrol.claims.plain import Cloud, GaussianSum, Quadric
 from sdecontrol.claims.quadrature import NormalLine, exponential_moments
 from sdecontrol.claims.reconstruction import biased_shift, normal_tv
 from sdecontrol.claims.rejection import supremum
+from sdecontrol.claims.schedule_chain import own_chain
+from sdecontrol.claims.schedule_formulas import log_alpha_and_h, prior_variance
 from sdecontrol.estimate import Estimate
-from sdecontrol.laws import KL, surrogate
+from sdecontrol.laws import KL, DiscreteLaw, f_tilt, surrogate, w2
 from sdecontrol.problems.builtin import BUILTIN, resolve
 
 CLAIMS = ("lemma-3.1", "prop-3.2", "f-divergence")
+WITH_A_START = ("prop-3.4", "prop-3.7")
+STATIC = [name for name in BUILTIN if resolve(name).problem.running_reward is None]
 
 
 @cache
@@ -51,12 +58,19 @@ def run(claim: str, on: sc.Problem, answers: Any = None, rungs: tuple[str, ...] 
 # ---------------------------------------------------------------------------------------- verdicts on true statements
 
 
-@pytest.mark.parametrize("name", BUILTIN)
+@pytest.mark.parametrize("name", STATIC)
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_holds_on_every_builtin_problem(claim: str, name: str) -> None:
     report = run(claim, problem(name))
     assert report.verdict == HOLDS, report.reason
-    assert {EXACT, MONTE_CARLO} <= {row.rung for row in report.rows}
+    assert {row.rung for row in report.rows} == set(RUNGS)
+
+
+@pytest.mark.parametrize("name", STATIC)
+@pytest.mark.parametrize("claim", WITH_A_START)
+def test_discrete_rung_holds_on_every_builtin_problem(claim: str, name: str) -> None:
+    report = run(claim, problem(name), rungs=(DISCRETE,))
+    assert report.verdict == HOLDS and len(report.rows) >= 5, report.reason
 
 
 def _random_problem(dim: int, temperature: float, schedule: sc.VP | sc.VE, initial: str, seed: int) -> sc.Problem:
@@ -117,6 +131,12 @@ def _constant() -> sc.Problem:
 def test_holds_on_other_kinds_of_problems(make: Any) -> None:
     on = make()
     assert [run(claim, on).verdict for claim in CLAIMS] == [HOLDS] * 3
+
+
+@pytest.mark.parametrize("make", [_affine, _imperfect, _from_a_point, _constant])
+def test_claims_about_the_start_hold_on_other_kinds_of_problems(make: Any) -> None:
+    on = make()
+    assert {run(claim, on).verdict for claim in WITH_A_START} <= {HOLDS, NOT_APPLICABLE}
 
 
 def test_a_running_reward_is_not_applicable() -> None:
@@ -331,8 +351,15 @@ def test_f_divergence_rejects_a_solver_that_never_refuses() -> None:
     assert report.verdict == VIOLATED and "smallest temperature" in report.reason
 
 
-@pytest.mark.parametrize(("power", "verdict"), [(0.0, INCONCLUSIVE), (1.0, VIOLATED)])
-@pytest.mark.parametrize("claim", ["lemma-3.1", "f-divergence"])
+@pytest.mark.parametrize(
+    ("claim", "power", "verdict"),
+    [
+        ("lemma-3.1", 0.0, VIOLATED),
+        ("lemma-3.1", 1.0, VIOLATED),
+        ("f-divergence", 0.0, INCONCLUSIVE),
+        ("f-divergence", 1.0, VIOLATED),
+    ],
+)
 def test_a_wrong_standard_error_never_holds(
     claim: str, power: float, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,6 +372,246 @@ def test_a_wrong_standard_error_never_holds(
 
     monkeypatch.setattr(Estimate, "mean", classmethod(dishonest))
     assert run(claim, problem("gaussian-1d-vp"), rungs=(MONTE_CARLO,)).verdict == verdict
+
+
+# --------------------------------------------------------------------------- each row of the discrete rung can turn red
+
+
+def _atoms(**changed: Any) -> Any:
+    """The library's law of atoms with a tilt at another temperature, or a log C that is off."""
+
+    class Altered(DiscreteLaw):
+        def tilt(self, reward: Any, temperature: float) -> DiscreteLaw:
+            return super().tilt(reward, changed.get("temperature", 1.0) * temperature)
+
+        def log_expectation(self, reward: Any, temperature: float) -> float:
+            return super().log_expectation(reward, temperature) + changed.get("log_c", 0.0)
+
+    return Altered
+
+
+def _chain(p: sc.Problem) -> Any:
+    return own_chain(Case(get_claim("lemma-3.1"), p, quick=True)).exact
+
+
+def _moved(law: Any, shift: float = 0.0, scale: float = 1.0) -> sc.Gaussian:
+    return sc.Gaussian(law.mean + shift, scale * law.covariance)
+
+
+def _chain_with(**replaced: Any) -> Any:
+    """The answers with a part of the chain's replaced; each part is made from the chain."""
+    return lambda p, e: Wrong(e, chain=Wrong(_chain(p), **{name: make(_chain(p)) for name, make in replaced.items()}))
+
+
+def _f_tilt_at(factor: float) -> Any:
+    return lambda law, reward, temperature, d: f_tilt(law, reward, factor * temperature, d)
+
+
+DISCRETE_ROWS = {  # claim, problem, the row that a wrong answer turns red, the wrong answer
+    "lemma: log C": ("lemma-3.1", "gaussian-1d-vp", "log Z as the steps vanish",
+                     lambda p, e: Wrong(e, log_normalizer=1.01 * e.log_normalizer)),
+    "lemma: KL reversed": ("lemma-3.1", "gaussian-1d-vp", "KL(P*, P) as the steps vanish",
+                           lambda p, e: Wrong(e, path_kl=_reverse_kl(e))),
+    "lemma: log C of atoms": ("lemma-3.1", "mixture-2d-vp", "log C of 24 atoms",
+                              lambda p, e: Wrong(e, atoms=_atoms(log_c=1e-9))),
+    "lemma: log C of atoms too small": ("lemma-3.1", "mixture-2d-vp", "0 <= log C - objective / T of 6 other weights",
+                                        lambda p, e: Wrong(e, atoms=_atoms(log_c=-1e-3))),
+    "lemma: tilt of atoms": ("lemma-3.1", "mixture-2d-vp", "weights of the atoms' tilt",
+                             lambda p, e: Wrong(e, atoms=_atoms(temperature=1 + 1e-9))),
+    "lemma: KL to the tilt": ("lemma-3.1", "mixture-2d-vp", "log C - objective / T - KL to the tilt",
+                              lambda p, e: Wrong(e, atoms=_atoms(temperature=1 + 1e-9))),
+    "bounds: p_ft = p_pre": ("prop-3.2", "gaussian-1d-vp", "chain: KL(p_ft, p_pre) + KL(p_pre, p_ft) = D",
+                             _chain_with(terminal=lambda c: c.reference)),
+    "bounds: KL": ("prop-3.2", "gaussian-1d-vp", "chain: smaller KL <= D/2",
+                   _chain_with(path_kl=lambda c: 1.4 * c.path_kl, terminal=lambda c: _moved(c.terminal, 2.0))),
+    "bounds: p_ft too far": ("prop-3.2", "gaussian-1d-vp", "chain: TV(p_ft, p_pre) <= sqrt(D)/2",
+                             _chain_with(terminal=lambda c: _moved(c.terminal, 0.4))),
+    "bounds: D": ("prop-3.2", "gaussian-4d-vp", "D of the chain as the steps vanish",
+                  lambda p, e: Wrong(e, path_kl=1.05 * e.path_kl)),
+    "bounds: both KL": ("prop-3.2", "digits-mixture", "atoms: KL(p_ft, p_pre) + KL(p_pre, p_ft) = D",
+                        lambda p, e: Wrong(e, atoms=_atoms(temperature=1 + 1e-9))),
+    "bounds: KL of atoms": ("prop-3.2", "digits-mixture", "atoms: KL(p_ft, p_pre)",
+                            lambda p, e: Wrong(e, atoms=_atoms(temperature=1 + 1e-9))),
+    "bounds: TV of atoms": ("prop-3.2", "digits-mixture", "atoms: TV(p_ft, p_pre), both routes",
+                            lambda p, e: Wrong(e, atoms=_atoms(temperature=1 + 1e-9))),
+    "bounds: a tilt too sharp for D": ("prop-3.2", "mixture-2d-ve", "atoms: TV <= sqrt(D)/2",
+                                       lambda p, e: Wrong(e, atoms=_atoms(temperature=0.5))),
+    "bounds: too sharp for the range": ("prop-3.2", "mixture-2d-ve", "atoms: TV <= tanh(R/4)",
+                                        lambda p, e: Wrong(e, atoms=_atoms(temperature=0.2))),
+    "bounds: KL too large for the range": ("prop-3.2", "mixture-2d-ve", "atoms: both KL <= R^2/8",
+                                           lambda p, e: Wrong(e, atoms=_atoms(temperature=0.2))),
+    "start: nu* = p_noise": ("prop-3.4", "gaussian-4d-vp", "chain: moments of nu*, in standard deviations",
+                             _chain_with(initial=lambda c: c.chain.initial)),
+    "start: log Z too small": ("prop-3.4", "gaussian-4d-vp", "chain: 0 <= log Z - objective / T of 4 other starts",
+                               _chain_with(log_normalizer=lambda c: c.log_normalizer - 0.01)),
+    "start: value": ("prop-3.4", "gaussian-4d-vp", "chain: log Z - objective / T - KL(nu, nu*)",
+                     _chain_with(value=lambda c: lambda t, x: (1 + 1e-8) * c.value(t, x))),
+    "start: kept": ("prop-3.4", "gaussian-1d-ve", "shift of nu* as the steps vanish, in deviations",
+                    lambda p, e: Wrong(e, initial=p.process.initial_law(0.0))),
+    "start: not narrowed": ("prop-3.4", "gaussian-1d-ve", "variance of nu* over p_noise's as the steps vanish",
+                            lambda p, e: Wrong(e, initial=_moved(e.initial, scale=1.05))),
+    "start: value of another temperature": ("prop-3.4", "mixture-2d-ve", "log E e^(v/T) over 16 starts",
+                                            lambda p, e: Wrong(e, value=lambda t, x: 1.01 * e.value(t, x))),
+    "start: weights by the value": ("prop-3.4", "mixture-2d-ve", "weights of nu* at them, from the value",
+                                    lambda p, e: Wrong(e, value=lambda t, x: 1.01 * e.value(t, x))),
+    "start: weights by the density": ("prop-3.4", "digits-mixture", "weights of nu* at them, from its density",
+                                      lambda p, e: Wrong(e, initial=p.process.initial_law(0.0))),
+    "start: value too small": ("prop-3.4", "mixture-2d-vp", "0 <= log C - objective / T of 3 other weights",
+                               lambda p, e: Wrong(e, value=lambda t, x: e.value(t, x) - 1e-3)),
+    "start: gap": ("prop-3.4", "mixture-2d-vp", "log C - objective / T - KL(nu, nu*)",
+                   lambda p, e: Wrong(e, value=lambda t, x: 1.01 * e.value(t, x))),
+    "pairs: the split of KL": ("prop-3.7", "gaussian-1d-vp", "chain: no control, p_noise: KL(p_ft||p_hat) = eps^2/2",
+                               _chain_with(energy=lambda c: 1.01 * c.energy)),
+    "pairs: control": ("prop-3.7", "subspace-16-in-64-vp", "chain: slope of eps^2/2 at u = u*",
+                       _chain_with(control=lambda c: 0.99 * c.control)),
+    "pairs: p_ft too far": ("prop-3.7", "gaussian-4d-ve", "chain: 0.5 u*, nu*: KL(p_ft||p_hat) <= eps^2/2",
+                            _chain_with(terminal=lambda c: _moved(c.terminal, 0.3))),
+    "pairs: TV": ("prop-3.7", "gaussian-1d-vp", "chain: u*, p_noise: TV(p_ft, p_hat) <= eps/2",
+                  _chain_with(terminal=lambda c: _moved(c.terminal, 0.3))),
+    "pairs: energy": ("prop-3.7", "gaussian-1d-vp", "0.5 u*, nu*: eps^2/2 as the steps vanish",
+                      lambda p, e: Wrong(e, path_kl=1.05 * e.path_kl)),
+    "pairs: start forgotten": ("prop-3.7", "gaussian-1d-ve", "0.5 u*, nu*: eps^2/2 as the steps vanish",
+                               lambda p, e: Wrong(e, initial=p.process.initial_law(0.0))),
+    "pairs: starts": ("prop-3.7", "mixture-2d-ve", "16 starts: no control, p_noise: KL(p_ft||p_hat) = eps^2/2",
+                      lambda p, e: Wrong(e, value=lambda t, x: 1.01 * e.value(t, x))),
+    "pairs: labels": ("prop-3.7", "mixture-2d-ve", "16 starts: no control, nu*: KL of the labels <= eps^2/2",
+                      lambda p, e: Wrong(e, value=lambda t, x: e.value(t, x) + 0.2)),
+    "pairs: labels by TV": ("prop-3.7", "mixture-2d-ve", "16 starts: no control, nu*: TV of the labels <= eps/2",
+                            lambda p, e: Wrong(e, value=lambda t, x: e.value(t, x) + 0.2)),
+    "f: weights of atoms": ("f-divergence", "mixture-2d-vp", "weights of the f-tilt of atoms, worst of four",
+                            lambda p, e: Wrong(e, f_tilt=_f_tilt_at(1 + 1e-6))),
+    "f: value of atoms": ("f-divergence", "mixture-2d-vp", "value of the f-tilt of atoms / T, worst of four",
+                          lambda p, e: Wrong(e, f_tilt=_f_tilt_at(1.1))),
+    "f: others do better": ("f-divergence", "mixture-2d-vp", "0 <= gap / T of 20 other weights of atoms",
+                            lambda p, e: Wrong(e, f_tilt=_f_tilt_at(1.3))),
+    "f: optimiser": ("f-divergence", "gaussian-1d-vp", "value / T on 12 atoms by SLSQP, chi-square",
+                     lambda p, e: Wrong(e, surrogate=_solver(value=1 + 1e-6))),
+    "f: another chain": ("f-divergence", "gaussian-1d-vp", "chain: value / T, both routes, KL",
+                         _chain_with(reference=lambda c: c.terminal)),
+    "f: limit": ("f-divergence", "gaussian-1d-vp", "value / T as the steps vanish, gamma = 0.5",
+                 lambda p, e: Wrong(e, surrogate=_solver(value=1.001))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DISCRETE_ROWS)
+def test_each_discrete_row_can_turn_red(case: str) -> None:
+    claim, name, quantity, wrong = DISCRETE_ROWS[case]
+    on = problem(name)
+    report = run(claim, on, wrong(on, on.exact), rungs=(DISCRETE,))
+    assert {row.quantity: row.verdict for row in report.rows}[quantity] == VIOLATED
+
+
+def test_every_discrete_row_is_in_the_table() -> None:
+    """Rows that differ by a pair, a divergence or a number of steps are one."""
+    tried = {(claim, quantity) for claim, _, quantity, _ in DISCRETE_ROWS.values()}
+    tried |= {("lemma-3.1", q) for q in ("moments of the chain's p_pre", "log Z of the chain against quadrature",
+              "T log Z = E r - T KL(P*, P)", "log mean of e^(r/T + 800), less 800")}  # fmt: skip
+    tried |= {("prop-3.2", q) for q in ("sum of (c_f/std)^2 as the steps vanish = int g^2",
+              "chain: TV of p_pre by a biased score, 16 steps")}  # fmt: skip
+
+    def kind(quantity: str) -> str:
+        parts = [part for part in re.split(r"[:,] ", quantity) if part not in NAMES_OF_ALIKE]
+        return ": ".join(parts)
+
+    NAMES_OF_ALIKE = {*(d.name for d in DIVERGENCES), "0.5 u*", "nu*", "u*", "p_noise", "no control"}
+    known = {(claim, kind(quantity)) for claim, quantity in tried}
+    for claim in (*CLAIMS, *WITH_A_START):
+        for name in ("gaussian-1d-vp", "mixture-2d-ve"):
+            rows = run(claim, problem(name), rungs=(DISCRETE,)).rows
+            assert {(claim, kind(row.quantity)) for row in rows} <= known
+
+
+def _verdicts(claim: str, name: str, rung: str) -> dict[str, str]:
+    return {row.quantity: row.verdict for row in run(claim, problem(name), rungs=(rung,)).rows}
+
+
+def test_a_score_that_weighs_half_is_seen_in_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = sc.Ancestral.coefficients
+    halved = lambda *given: (lambda keep, weight, std: (keep, weight / 2, std))(*honest(*given))  # noqa: E731
+    monkeypatch.setattr(sc.Ancestral, "coefficients", halved)
+    found = _verdicts("prop-3.2", "mixture-2d-vp", DISCRETE)
+    assert found["sum of (c_f/std)^2 as the steps vanish = int g^2"] == VIOLATED
+
+
+def test_a_bias_larger_than_stated_breaks_the_bound_of_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    doubled = lambda law, bias: sc.PerturbedScore(law, bias=2 * bias)  # noqa: E731
+    monkeypatch.setattr(reconstruction, "PerturbedScore", doubled)
+    assert _verdicts("prop-3.2", "gaussian-1d-vp", DISCRETE)[
+        "chain: TV of p_pre by a biased score, 16 steps"] == VIOLATED  # fmt: skip
+
+
+def test_a_log_mean_that_forgets_its_offset_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    careless = lambda logs: Estimate(float(np.log(np.mean(np.exp(logs.numpy())))), 0.0, len(logs))  # noqa: E731
+    monkeypatch.setattr(Estimate, "log_mean_exp", careless)
+    with np.errstate(over="ignore"):
+        found = _verdicts("lemma-3.1", "gaussian-1d-vp", DISCRETE)
+    assert found["log mean of e^(r/T + 800), less 800"] == VIOLATED
+
+
+# --------------------------------------------------------------------- rows about what the claims take for granted
+
+
+def test_a_mixture_whose_tilt_keeps_its_weights_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = sc.GaussianMixture.tilt
+
+    def kept(self: sc.GaussianMixture, reward: Any, temperature: float) -> sc.GaussianMixture:
+        tilted = honest(self, reward, temperature)
+        return sc.GaussianMixture(self.weights, tilted.means, tilted.covariances)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(sc.GaussianMixture, "tilt", kept)
+    assert _verdicts("lemma-3.1", "mixture-2d-ve", EXACT)["log p_data tilted, both routes"] == VIOLATED
+
+
+def test_a_label_of_another_precision_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = lambda direction, target, noise, strength: sc.GaussianLabel(direction, target, noise**0.5, strength)  # noqa: E731
+    monkeypatch.setattr(rejection, "GaussianLabel", wrong)
+    found = _verdicts("lemma-3.1", "gaussian-4d-vp", EXACT)
+    assert found["a label's log likelihood, both routes"] == VIOLATED
+    assert found["log of proposals a draw, a label"] == VIOLATED
+
+
+def test_labels_against_scipy() -> None:
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    wanted = 1.3 * stats.norm.logpdf(0.4, loc=2 * x[:, 0].numpy(), scale=0.7)
+    np.testing.assert_allclose(sc.GaussianLabel([2.0], 0.4, 0.7, 1.3)(x).numpy(), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [2.0, 1 + 1e-9])
+def test_a_wrong_transport_distance_is_seen(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tilt_bounds, "w2", lambda p, q: factor * w2(p, q))
+    found = _verdicts("prop-3.2", "gaussian-1d-vp", EXACT)
+    assert found["W2(p_ft, p_pre)^2, both routes"] == VIOLATED
+    assert (found["W2(p_ft, p_pre)^2 <= 2 s KL(p_ft, p_pre)"] == VIOLATED) == (factor == 2.0)
+
+
+def test_noise_that_ends_elsewhere_is_seen() -> None:
+    schedules = {"h": sc.VE(0.01, 3.0), "log alpha": sc.VP(0.1, 5.0)}
+    vars(schedules["h"])["_rate"] = schedules["h"]._rate / 2
+    vars(schedules["log alpha"])["_slope"] = schedules["log alpha"]._slope * (1 + 1e-9)
+    for name, schedule in schedules.items():
+        process = sc.ReverseProcess(schedule, sc.Gaussian([0.5], [[0.6]]))
+        report = run("prop-3.2", sc.Problem(process, sc.Linear([1.0]), 0.5), rungs=(EXACT,))
+        red = [row.quantity for row in report.rows if row.verdict == VIOLATED]
+        assert any(quantity.startswith(f"{name} from the schedule's own numbers") for quantity in red)
+
+
+def test_a_standard_start_of_the_largest_sigma_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sigma_max^2 instead of h(T) = sigma_max^2 - sigma_min^2."""
+    monkeypatch.setattr(sc.VE, "prior_std", property(lambda self: self.sigma_max))
+    assert _verdicts("prop-3.2", "gaussian-1d-ve", EXACT)["variance of the standard start"] == VIOLATED
+
+
+@pytest.mark.parametrize("schedule", [sc.VP(0.1, 5.0), sc.VE(0.01, 3.0), sc.SubVP(0.1, 5.0), sc.Cosine()])
+def test_schedules_from_their_numbers_against_an_integral_of_g2(schedule: Any) -> None:
+    """h(s) = int_0^s g2(u) (alpha(s)/alpha(u))^2 du and log alpha = int f."""
+    for fraction in (0.3, 1.0):
+        level, end = fraction * schedule.horizon, schedule.alpha(fraction * schedule.horizon)
+        (log_alpha,), (h,) = log_alpha_and_h(schedule, np.array([fraction]))
+        wanted = integrate.quad(schedule.f, 0, level, epsabs=0, epsrel=1e-11, limit=200)[0] if log_alpha else 0.0
+        assert log_alpha == pytest.approx(wanted, rel=1e-8)
+        spread = lambda u, end=end: schedule.g2(u) * (end / schedule.alpha(u)) ** 2  # noqa: E731
+        assert h == pytest.approx(integrate.quad(spread, 0, level, epsabs=0, epsrel=1e-11, limit=200)[0], rel=1e-8)
+    assert prior_variance(schedule) == pytest.approx(schedule.prior_std**2, rel=1e-12)
 
 
 # --------------------------------------------------------------------------------------- the second route, by scipy

@@ -258,12 +258,15 @@ class Claim:
                 skipped.append(f"{rung}, {function.__name__.replace('_', ' ')}: {reason}")
             yield case
 
-    def first_doubt(self, case: Case, rungs: Iterable[str] = RUNGS) -> Row | SDEControlError | None:
-        """The first row that does not hold, or the error that a check ended with; the checks after it are not run."""
+    def first_doubt(
+        self, case: Case, rungs: Iterable[str] = RUNGS, verdicts: Iterable[str] = (VIOLATED,)
+    ) -> Row | SDEControlError | None:
+        """The first row with one of the verdicts, or the error a check ended with; the checks after it are not run."""
+        wanted = set(verdicts)
         try:
             for _ in self._checked(case, rungs, []):
                 for row in case.rows:
-                    if row.verdict != HOLDS:
+                    if row.verdict in wanted:
                         return row
         except SDEControlError as error:
             return error

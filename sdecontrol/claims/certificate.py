@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from sdecontrol.claims.base import MONTE_CARLO, Case, NotApplicable
@@ -14,13 +15,17 @@ from sdecontrol.claims.workbench import Workbench, no_running_reward
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import total_reward
 from sdecontrol.moments import moments
+from sdecontrol.noise import Noise
+
+NOISES = 4096  # normals of a step, all in one path
+STEPS, LAGS = 24, 40
 
 
 @CLAIM.check(MONTE_CARLO)
 def simulated_chain(case: Case) -> None:
     """Affine problems: simulated moments of Y_T and the mean certificate, against the exact ones of the same chain."""
     no_running_reward(case)
-    bench, process, log_c = Workbench.of(case), case.problem.process, float(case.answers.log_normalizer)
+    bench, process = Workbench.of(case), case.problem.process
     control, initial = bench.pair("optimum")
     exact = moments(process, process.default_kernel, bench.grid(), initial, control)
     path = bench.path("optimum")
@@ -29,10 +34,21 @@ def simulated_chain(case: Case) -> None:
     mean, variance = float(direction @ exact.means[-1]), float(direction @ exact.covariances[-1] @ direction)
     case.sample("mean of Y_T along grad r", bench.mean(along - mean), 0.0, scale=math.sqrt(variance))
     case.sample("variance of Y_T along grad r", bench.mean((along - mean) ** 2), variance)
-    truth = bench.whole_reward_mean(exact.means[-1].numpy(), exact.covariances[-1].numpy()) - exact.kl - log_c
+    truth = _chain_residual(bench, case, level=1)
     residual = bench.mean(_residual(bench, level=1))
     title = "certificate: mean of r/temperature - log ratio - log C"
     case.sample(title, residual, truth, scale=max(1.0, exact.kl), note="scale: the path KL, at least one nat")
+
+
+@CLAIM.check(MONTE_CARLO)
+def noise_of_the_steps(case: Case) -> None:
+    """The noise of a step has nothing to do with that of the steps after it: the mean of their products is zero."""
+    no_running_reward(case)
+    steps = Noise(case.seed).steps(0, (NOISES,), np.arange(2.0))
+    normals = torch.stack([next(steps).flatten() for _ in range(STEPS + LAGS)])
+    later = normals.unfold(0, LAGS, 1)[1:].sum(2) / math.sqrt(LAGS)
+    products = Estimate.mean((normals[: len(later)] * later).double().flatten())
+    case.sample(f"mean product of a step's noise with that of the next {LAGS}", products, 0.0, scale=1.0)
 
 
 @CLAIM.check(MONTE_CARLO)
@@ -50,7 +66,11 @@ def pathwise_certificate(case: Case) -> None:
     size = math.sqrt(float((start * (reward - case.answers.log_normalizer).square()).mean()))
     weights = {level: bench.start_weights(bench.path("optimum", level)) for level in LEVELS}
     mean, bias = bench.extrapolated(lambda level: weights[level] * _residual(bench, level), size)
-    case.sample("mean of R as the steps vanish", mean, 0.0, bias=bias, scale=size)
+    if bench.affine:  # the same extrapolation of the exact chains: no allowance is needed
+        truth = 2 * _chain_residual(bench, case, LEVELS[2]) - _chain_residual(bench, case, LEVELS[1])
+        case.sample("mean of R, extrapolated from two chains", mean, truth, scale=size)
+    else:
+        case.sample("mean of R as the steps vanish", mean, 0.0, bias=bias, scale=size)
     squares = {level: weights[level] * _residual(bench, level).square() for level in LEVELS}
     floor, bias = bench.extrapolated(squares.__getitem__, size**2)
     rms = ", ".join(f"{math.sqrt(float(s.mean())):.3g}" for s in squares.values())
@@ -89,6 +109,14 @@ def draws_of_the_tilt(case: Case) -> None:
     x = case.answers.terminal.sample(case.paths, case.noise, "terminal")
     reward = case.problem.reward(x).double() / bench.temperature
     case.sample("E r / temperature over draws of p_ft", Estimate.mean(reward), truth, scale=float(reward.std()))
+
+
+def _chain_residual(bench: Workbench, case: Case, level: int) -> float:
+    """E[r/temperature - log ratio] - log C of an affine chain under the optimum, exactly."""
+    process = case.problem.process
+    exact = moments(process, process.default_kernel, bench.grid(level), *reversed(bench.pair("optimum")))
+    reward = bench.whole_reward_mean(exact.means[-1].numpy(), exact.covariances[-1].numpy())
+    return reward - exact.kl - float(case.answers.log_normalizer)
 
 
 def _direction(bench: Workbench, centre: torch.Tensor) -> torch.Tensor:

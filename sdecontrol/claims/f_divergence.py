@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.atoms import atoms_of
+from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
 from sdecontrol.claims.f_problem import (
     DIVERGENCES,
-    multiplier,
+    Divergence,
+    level,
+    on_line,
     optimised,
+    own_weights,
     refused_below,
     setting,
     solutions,
     solve,
 )
 from sdecontrol.claims.output import output_law
+from sdecontrol.claims.quadrature import Array
+from sdecontrol.claims.schedule_chain import PlainChain, own_chain, vanishing
 from sdecontrol.claims.static import DRAWS, draws, draws_exactly
 from sdecontrol.estimate import Estimate
-from sdecontrol.laws import DiscreteLaw, TiltedLaw
+from sdecontrol.laws import DiscreteLaw, TiltedLaw, f_tilt
 
 ATOMS = 12  # of the grid on which a general optimiser solves the problem
+F_ACCURACY = 1e-12  # to which the library solves for the multiplier
 TRIED = (0.01, 0.1, 0.5)  # relative sizes of other weights
 
 CLAIM = Claim(
@@ -43,7 +51,7 @@ def weights(case: Case) -> None:
     masses, gaps, errors = [], [], []
     for solution in solutions(case):
         d, found, w = solution
-        own = d.inverse((s.r - multiplier(s, d)) / s.temperature)
+        own = own_weights(s, d)
         masses.append(s.mean(w) - 1)
         gaps.append(float(np.abs(w - own).max() / own.max()))
         errors.append(s.tolerance(solution))
@@ -75,7 +83,7 @@ def optimality(case: Case) -> None:
     case.zero("gap / T - E Bregman, worst of twelve", max(misses, key=abs), max(errors), scale=abs(min(gaps)))
 
 
-@CLAIM.check(EXACT)
+@CLAIM.check(DISCRETE)
 def brute_force(case: Case) -> None:
     """The problem on a few atoms of the reward's law, against a general convex optimiser that bounds its own gap.
 
@@ -92,6 +100,63 @@ def brute_force(case: Case) -> None:
         value, gap = optimised(r, shares, d)
         case.identity(f"value / T on {ATOMS} atoms by SLSQP, {d.name}", found, value, gap + rounding(value, 1.0),
                       note="error: the optimiser's duality gap")  # fmt: skip
+
+
+@CLAIM.check(DISCRETE)
+def atoms(case: Case) -> None:
+    """The problem's own reward on atoms of p_pre: the library's tilt, its value, and that other weights do worse."""
+    found = atoms_of(case)
+    rho, shares = found.rho - found.rho.max(), found.shares
+    off, missed, gaps = [], [], []
+    tilt: Any = getattr(case.answers, "f_tilt", f_tilt)
+    for d in DIVERGENCES:
+        w = d.inverse(rho - level(rho, shares, d))
+        weights = tilt(found.law, case.problem.reward, case.problem.temperature, d.library).weights.numpy()
+        size = float(w.max()) ** d.steepness
+        off.append(float(np.abs(weights - shares * w).max()) / size)
+        best = _objective(d, rho, shares, weights / shares)
+        missed.append((best - _objective(d, rho, shares, w)) / size)
+        for other in found.others(case.rng)[:-1]:
+            gaps.append(best - _objective(d, rho, shares, other / shares))
+    error = 100 * found.error + F_ACCURACY
+    case.zero("weights of the f-tilt of atoms, worst of four", max(off), error)
+    case.zero("value of the f-tilt of atoms / T, worst of four", max(missed, key=abs), error)
+    case.bound(f"0 <= gap / T of {len(gaps)} other weights of atoms", 0.0, min(gaps), error)
+
+
+def _objective(d: Divergence, rho: Array, shares: Array, w: Array) -> float:
+    """E r w / temperature - E f(w), over atoms; f(0) is its limit."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cost = np.where(w > 0, d.f(w), d.library.f(torch.zeros(1, dtype=torch.float64)).item())
+    return float(shares @ (w * rho - cost))
+
+
+@CLAIM.check(DISCRETE)
+def chain(case: Case) -> None:
+    """The problem for the chain's own p_pre, along the gradient of the reward: the value, both routes."""
+    s, own = setting(case), own_chain(case)
+    line = on_line(s, own.plain.law.along(s.ramp.direction))
+    base, error = own.exact.reference.along(s.ramp.ambient), max(s.error, own.error)
+    for d in (DIVERGENCES[0], DIVERGENCES[-1]) if case.quick else DIVERGENCES:
+        found, w = solve(case, base, s.reward, s.temperature, d, s.reward.height), own_weights(line, d)
+        tolerance = 10 * error * float(w.max()) ** d.steepness
+        value = line.objective(d, w) / s.temperature
+        case.identity(f"chain: value / T, both routes, {d.name}", found.value / s.temperature, value, tolerance)
+
+
+@CLAIM.check(DISCRETE)
+def finer_chains(case: Case) -> None:
+    """The values of ever finer chains against the continuum's."""
+    s = setting(case)
+    for d, found, w in solutions(case):
+
+        def value(chain: PlainChain, d: Divergence = d) -> float:
+            line = on_line(s, chain.law.along(s.ramp.direction))
+            return line.objective(d, own_weights(line, d)) / s.temperature
+
+        limit, error = vanishing(case, value)
+        known = found.value / s.temperature
+        case.identity(f"value / T as the steps vanish, {d.name}", limit, known, error + 10 * s.error * float(w.max()))
 
 
 @CLAIM.check(EXACT)
@@ -145,7 +210,7 @@ def in_the_whole_space(case: Case) -> None:
     """E_pre w = 1 by draws from p_pre in its own space: the weight depends on the reward alone."""
     s, law = setting(case), case.answers.reference
     plain = None if draws_exactly(law) else output_law(case.problem).law
-    x = draws(case, law, plain, "f-divergence", DRAWS)
+    x = draws(case, law, plain, "p_pre", DRAWS)
     r = s.ambient(x).to(torch.float64)
     for d, found, _ in solutions(case):
         w = d.library.weight(r, found.multiplier, s.temperature)

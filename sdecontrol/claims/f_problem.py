@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdecontrol.claims.base import Case, rounding
 from sdecontrol.claims.output import output_law
-from sdecontrol.claims.quadrature import Array
+from sdecontrol.claims.quadrature import Array, NormalLine
 from sdecontrol.claims.static import Ramp, check_static, ramp
 from sdecontrol.errors import NoClosedForm, NoTilt
 from sdecontrol.laws import (
@@ -149,12 +149,28 @@ def solutions(case: Case) -> tuple[Solution, ...]:
     return tuple(Solution(d, f, f.weight(s.points).numpy()) for d, f in zip(DIVERGENCES, found))
 
 
+def on_line(s: Setting, line: NormalLine) -> Setting:
+    """The same reward under another law of the direction, that of the second route; the library's is left out."""
+    x, weights = line.nodes()
+    r = s.reward(torch.as_tensor(x + s.ramp.shift)[:, None]).numpy()
+    return s._replace(x=x + s.ramp.shift, weights=weights, r=r)
+
+
 def multiplier(s: Setting, d: Divergence) -> float:
-    """lambda with E w = 1, by bracketing in the interval of admissible multipliers."""
+    """lambda with E w = 1."""
     top = s.reward.height
-    low = {None: -4 * s.temperature, 1.0: top * (1 + 1e-13)}.get(d.gamma, top - s.temperature / GAMMA * (1 - 1e-13))
-    excess = lambda lam: s.mean(d.inverse((s.r - lam) / s.temperature)) - 1  # noqa: E731
-    return float(brentq(excess, low, top + 4 * s.temperature, xtol=1e-15, rtol=1e-14))
+    return top + s.temperature * level((s.r - top) / s.temperature, s.weights, d)
+
+
+def own_weights(s: Setting, d: Divergence) -> Array:
+    """w at the nodes, all by the second route."""
+    return d.inverse((s.r - multiplier(s, d)) / s.temperature)
+
+
+def level(rho: Array, shares: Array, d: Divergence) -> float:
+    """y with sum shares (f')^{-1}(rho - y) = 1 for rho <= 0, by bracketing what is admissible."""
+    low = {None: float(rho.min()) - 2, 1.0: 1e-13}.get(d.gamma, (1e-13 - 1) / GAMMA)
+    return float(brentq(lambda y: float(shares @ d.inverse(rho - y)) - 1, low, 4.0, xtol=1e-15, rtol=1e-14))
 
 
 def optimised(r: Array, shares: Array, d: Divergence) -> tuple[float, float]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.local import order_row, rms, steps_at
 from sdecontrol.claims.posterior import score
 from sdecontrol.claims.quadrature import Array
 from sdecontrol.claims.simulations import LEVELS
-from sdecontrol.claims.workbench import WIDEST, Workbench, mild, no_running_reward
+from sdecontrol.claims.workbench import WIDEST, Workbench, compare_with_riccati, mild, no_running_reward
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import total_reward
 
 POINTS = 8
+STENCIL = (-4, -2, -1, 1, 2, 4)  # of a first derivative, and of that with twice the step
 LINEAR = (-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12)  # fourth-order first derivative
 
 VALUE = Claim(
@@ -43,7 +45,7 @@ def value_by_quadrature(case: Case) -> None:
         growth = clean.log_growth(latent.rho, latent.encode(t, x))
         value = case.answers.value(t, x).numpy() / bench.temperature
         size = max(1.0, float(np.abs(value).max()), float(np.abs(clean.mean(latent.rho, latent.encode(t, x))).max()))
-        error = rounding(size, condition=_condition(bench), operations=100 * latent.dim)
+        error = rounding(size, condition=bench.condition, operations=100 * latent.dim)
         case.zero(
             f"t = {t:.3g}: v/temperature - log E e^r/temperature",
             float(np.abs(value - growth).max()),
@@ -56,18 +58,17 @@ def value_by_quadrature(case: Case) -> None:
 def value_by_riccati(case: Case) -> None:
     """v against the Riccati equations of affine dynamics."""
     no_running_reward(case)
-    bench, latent, rng = Workbench.of(case), Workbench.of(case).latent, case.rng
-    riccati = bench.riccati
-    worst, error, size = 0.0, 0.0, 1.0
-    for t, fine, coarse in zip(bench.times, riccati.fine, riccati.coarse):
-        x = bench.points(t, POINTS, rng)
-        z = latent.encode(t, x)
-        value = case.answers.value(t, x).numpy() / bench.temperature
-        worst = max(worst, float(np.abs(value - fine(z)).max()))
-        size = max(size, float(np.abs(value).max()))
-        error = max(error, float(np.abs(coarse(z) - fine(z)).max()))
-    error += rounding(size, condition=10.0, operations=100 * latent.dim)
-    case.zero("v/temperature - Riccati solution, at all times", worst, error, scale=size)
+    compare_with_riccati(case, POINTS)
+
+
+@VALUE.check(DISCRETE)
+def value_over_a_step(case: Case) -> None:
+    """log E[e^{v(t', x')/temperature}] over one step of the chain is v(t, x)/temperature, up to dt^2."""
+    no_running_reward(case)
+    bench = Workbench.of(case)
+    steps = steps_at(bench, bench.middle)
+    errors = [rms(np.log1p(step.mean(np.expm1(change)))) for step, change in steps.free]
+    order_row(case, "log E e^(v' - v)/temperature over a step", errors, 2, steps.size)
 
 
 @VALUE.check(MONTE_CARLO)
@@ -128,7 +129,8 @@ def control_by_differences(case: Case) -> None:
         direction = rng.normal(size=latent.dim)
         direction /= np.linalg.norm(direction)
         step = 1e-2 * bench.narrowest(t)
-        growth = {k: clean.log_growth(latent.rho, z + k * step * direction) for k in (-4, -2, -1, 1, 2, 4)}
+        moved = np.concatenate([z + k * step * direction for k in STENCIL])
+        growth = dict(zip(STENCIL, clean.log_growth(latent.rho, moved).reshape(len(STENCIL), -1)))
         fine, coarse = (sigma / (c * step) * sum(w * growth[c * k] for k, w in LINEAR) for c in (1, 2))
         size = max(1.0, *(float(np.abs(g).max()) for g in (clean.mean(latent.rho, z), growth[1])))
         noise = rounding(size, operations=100 * latent.dim) * sigma / step
@@ -150,7 +152,7 @@ def control_by_scores(case: Case) -> None:
         u = case.answers.control(t, latent.lift(t, z)).numpy() @ latent.frame.basis
         size = sigma * max(float(np.abs(before).max()), float(np.abs(after).max()))
         depth = max(1.0, float(np.abs(latent.noised(tilted, t).log_density(z)).max()))  # of the shares of components
-        error = rounding(size * depth, condition=_condition(bench), operations=100 * latent.dim)
+        error = rounding(size * depth, condition=bench.condition, operations=100 * latent.dim)
         gap = float(np.abs(u - sigma * (after - before)).max())
         case.zero(f"t = {t:.3g}: u* - difference of scores", gap, error, scale=max(float(np.abs(u).max()), 1e-300))
 
@@ -171,6 +173,21 @@ def control_in_the_span(case: Case) -> None:
     projected = case.answers.control(t, latent.lift(t, latent.encode(t, x))).numpy()
     error = rounding(size, float(x.abs().max()), operations=100 * bench.process.dim)
     case.zero("change of u* when the state is projected", float(np.abs(u - projected).max()), error, scale=size)
+
+
+@CONTROL.check(DISCRETE)
+def tilted_noise_of_a_step(case: Case) -> None:
+    """u* is the mean of a step's noise under the weights e^{v(t', x')/temperature}, over sqrt(dt), up to dt."""
+    no_running_reward(case)
+    bench = Workbench.of(case)
+    steps = steps_at(bench, bench.middle)
+    u = steps.control.numpy() @ steps.basis
+    errors = []
+    for step, change in steps.free:
+        weights = np.exp(change)
+        noise = step.mean(weights[..., None] * step.nodes) / step.mean(weights)[:, None]
+        errors.append(rms(noise / np.sqrt(step.dt) - u) / rms(u))
+    order_row(case, "E[z e^(v'/temperature)]/E[e^(v'/temperature)] - sqrt(dt) u*, over sqrt(dt)", errors, 1, 1.0)
 
 
 @CONTROL.check(MONTE_CARLO)
@@ -207,7 +224,3 @@ def _log_weights(bench: Workbench, t: float, x: torch.Tensor, level: int) -> tor
     """r/temperature - log dQ^u/dQ of paths from x (1, D) at t under u*."""
     path = bench.path_from(t, x, bench.answers.control, level)
     return total_reward(bench.problem, path) / bench.temperature - path.weights.martingale - path.weights.energy
-
-
-def _condition(bench: Workbench) -> float:
-    return max(10.0, *(float(np.linalg.cond(c.covariance)) for c in bench.latent.known_data.clouds))

@@ -36,8 +36,10 @@ CLAIM = Claim(
 
 @CLAIM.check(EXACT)
 def optimum_by_moment_equations(case: Case) -> None:
-    """At (u*, nu*): the parts, their sum, and the KL of the two terminal laws, from scipy's moments of Y_t."""
-    no_running_reward(case)
+    """At (u*, nu*): the parts, their sum, and the KL of the two terminal laws, from scipy's moments of Y_t.
+
+    With a running reward the law of a path given its end is not that of the reference: the terminal laws say less.
+    """
     bench, answers = Workbench.of(case), case.answers
     star, start = (_full_moments(law) for law in (answers.initial, case.problem.process.initial_law(0.0)))
     initial = gaussian_kl(star, start)
@@ -46,6 +48,8 @@ def optimum_by_moment_equations(case: Case) -> None:
     case.identity("KL(nu*||p_noise)", answers.kl_initial, initial, error, scale=max(initial, energy.value))
     case.identity("energy of u*", answers.energy, energy.value, error)
     case.identity("KL(Q*||Q) = KL(nu*||p_noise) + energy", answers.path_kl, initial + energy.value, error)
+    if case.problem.running_reward is not None:
+        return
     ends = bench.read(lambda s: gaussian_kl(s.moments("optimum"), s.moments("reference")))
     case.identity("KL(Q*||Q) = KL of the terminal laws", answers.path_kl, ends.value, ends.error + error)
 
@@ -93,7 +97,7 @@ def joint_gaussian_of_a_short_chain(case: Case) -> None:
     grid, kernel = TimeGrid.explicit([process.horizon * k / 5 for k in range(5)]), process.default_kernel
     steps = AffineChain.of(process, kernel, grid).steps
     start = process.initial_law(0.0)
-    for name, test in bench.tests.items():
+    for name, test in list(bench.tests.items())[: 1 if case.quick else 2]:
         controlled = _joint(steps, test.initial, test.control)
         left = moments(process, kernel, grid, test.initial, test.control).kl
         reference = _joint(steps, start, None)
@@ -107,7 +111,7 @@ def chain_to_continuum(case: Case) -> None:
     """KL of ever finer Euler chains under random affine controls, extrapolated, against the moment equations."""
     bench, process = Workbench.of(case), case.problem.process
     bench.flow  # noqa: B018  raises NotApplicable
-    counts = [16, 32, 64] if case.quick else [16, 32, 64, 128]
+    counts = [8, 16, 32] if case.quick else [16, 32, 64, 128]
     for name, test in list(bench.tests.items())[: 1 if case.quick else 2]:
         grids = [TimeGrid.uniform(steps) for steps in counts]
         found = [moments(process, EulerMaruyama(), grid, test.initial, test.control) for grid in grids]

@@ -18,11 +18,13 @@ from sdecontrol.claims.base import (
     rounding,
 )
 from sdecontrol.claims.differences import ROUNDINGS, Slopes
+from sdecontrol.claims.local import order_row, rms, steps_at
 from sdecontrol.claims.ode import check_smooth
 from sdecontrol.claims.pairs import THETA
-from sdecontrol.claims.simulations import LEVELS
-from sdecontrol.claims.workbench import Workbench, no_running_reward
+from sdecontrol.claims.simulations import LEVELS, LOW
+from sdecontrol.claims.workbench import Workbench, compare_with_riccati
 from sdecontrol.controls import require_control
+from sdecontrol.evaluate import evaluate
 from sdecontrol.moments import moments
 
 POINTS = 6
@@ -33,7 +35,7 @@ CLAIM = Claim(
     "Tang 2403.06279, Prop. 3.5, (3.17)-(3.19); gap identity: derived",
     r"""\partial_t v + b \cdot \nabla v + \frac{\sigma^2}{2} \Delta v + \frac{\sigma^2}{2 \alpha} |\nabla v|^2 = 0,
 v(T, \cdot) = r, and u^* = \frac{\sigma}{\alpha} \nabla v attains
-v(t, y) = \sup_u E[r(Y_T) - \frac{\alpha}{2} \int_t^T |u|^2 | Y_t = y].""",
+v(t, y) = \sup_u E[r(Y_T) - \frac{\alpha}{2} \int_t^T |u|^2 | Y_t = y]; a running reward adds itself to both.""",
 )
 
 
@@ -49,13 +51,12 @@ def hamilton_jacobi_bellman(case: Case) -> None:
 
     The error is what twice the step changes (16 times that of the step itself), plus the rounding of the differences.
     """
-    no_running_reward(case)
     check_smooth(case.problem.process)
     bench, process, alpha, rng = Workbench.of(case), case.problem.process, case.problem.temperature, case.rng
     residual, error, slope, slope_error = 0.0, 0.0, 0.0, 0.0
     for fraction in (0.1, 0.4, 0.7, 0.9)[:: 2 if case.quick else 1]:
         t = fraction * process.horizon
-        x = bench.points(t, POINTS, rng)
+        x = bench.points(t, POINTS // 2 if case.quick else POINTS, rng)
         dt, dx = 1e-3 * (process.horizon - t), 1e-2 * bench.narrowest(t)
         sigma, drift = process.amplitude(t), process.state(t, x).drift
         found = [Slopes.of(case.answers.value, t, x, factor * dt, factor * dx) for factor in (1, 2)]
@@ -63,7 +64,8 @@ def hamilton_jacobi_bellman(case: Case) -> None:
         size = float(fine.abs().max()) or 1.0
         unit = ROUNDINGS * EPS * float(case.answers.value(t, x).abs().max())
         noise = unit * (1 / dt + sigma**2 * x.shape[1] / dx**2 + float(drift.abs().sum(1).max()) / dx)
-        residual = max(residual, float(fine.sum(0).abs().max()) / size)
+        running = 0.0 if case.problem.running_reward is None else case.problem.running_rate(t, x).double()
+        residual = max(residual, float((fine.sum(0) + running).abs().max()) / size)
         error = max(error, (float((fine - coarse).sum(0).abs().max()) + noise) / size)
         u, pulls = case.answers.control(t, x), [sigma / alpha * v.gradient for v in found]
         scale = max(float(u.abs().max()), float(pulls[0].abs().max())) or 1.0
@@ -77,7 +79,6 @@ def hamilton_jacobi_bellman(case: Case) -> None:
 @CLAIM.check(EXACT)
 def terminal_condition(case: Case) -> None:
     """v(T, .) = r."""
-    no_running_reward(case)
     horizon = case.problem.process.horizon
     x = Workbench.of(case).points(horizon, 32, case.rng)
     reward = case.problem.reward(x).double()
@@ -87,9 +88,16 @@ def terminal_condition(case: Case) -> None:
 
 
 @CLAIM.check(EXACT)
+def riccati_with_a_running_reward(case: Case) -> None:
+    """v against the Riccati equations, where a running reward makes it another function than (3.24)."""
+    if case.problem.running_reward is None:
+        raise NotApplicable("without a running reward this is a check of (3.24)")
+    compare_with_riccati(case, POINTS)
+
+
+@CLAIM.check(EXACT)
 def no_other_control(case: Case) -> None:
     """log C - J/temperature = KL(nu||nu*) + E int |u - u*|^2 / 2 >= 0 for other (u, nu), by the moment equations."""
-    no_running_reward(case)
     bench, log_c = Workbench.of(case), float(case.answers.log_normalizer)
     best = bench.objective("optimum")
     case.identity("J(u*, nu*) / temperature = log C", best.value, log_c, best.error)
@@ -106,9 +114,20 @@ def no_other_control(case: Case) -> None:
 
 
 @CLAIM.check(DISCRETE)
+def best_step(case: Case) -> None:
+    """(3.17) over one step under u*: E v(t', x') - temperature dt |u*|^2 / 2 is v(t, x) up to dt^2."""
+    bench = Workbench.of(case)
+    steps = steps_at(bench, bench.middle)
+    energy = steps.control.square().sum(1).numpy() / 2
+    controlled = steps.of(bench.process.default_kernel, steps.control)
+    gains = [(step, step.mean(step.values(bench)) - steps.value) for step in controlled]
+    errors = [rms(gain + step.dt * (steps.running - energy)) for step, gain in gains]
+    order_row(case, "(E v' - v)/temperature - dt |u*|^2 / 2 over a step under u*", errors, 2, steps.size)
+
+
+@CLAIM.check(DISCRETE)
 def no_other_chain(case: Case) -> None:
     """On the chain: its best mean shift reaches its objective, and u*, weakened, and affine controls stay below."""
-    no_running_reward(case)
     bench, process, alpha = Workbench.of(case), case.problem.process, case.problem.temperature
     grid, kernel = bench.grid(), process.default_kernel
     exact = case.problem.discretise(kernel, grid).exact
@@ -122,7 +141,7 @@ def no_other_chain(case: Case) -> None:
     }
     for name, (control, initial) in pairs.items():
         found = moments(process, kernel, grid, initial, control)
-        reward = bench.whole_reward_mean(found.means[-1].numpy(), found.covariances[-1].numpy())
+        reward = bench.chain_reward(found)
         objective = reward - found.kl
         error = rounding(reward, found.kl, exact.objective / alpha, condition=10.0, operations=100 * process.dim)
         if name == "best mean shift":
@@ -136,14 +155,29 @@ def no_other_chain(case: Case) -> None:
 @CLAIM.check(MONTE_CARLO)
 def simulated_objective(case: Case) -> None:
     """The simulated objective of u* against the exact one of the same chain; the reversed control loses."""
-    no_running_reward(case)
     bench = Workbench.of(case)
     exact = moments(
         case.problem.process, case.problem.process.default_kernel, bench.grid(), *reversed(bench.pair("optimum"))
     )
-    truth = bench.whole_reward_mean(exact.means[-1].numpy(), exact.covariances[-1].numpy()) - float(exact.energy.sum())
+    truth = bench.chain_reward(exact) - float(exact.energy.sum())
     profit, note = bench.profit("optimum"), "scale: the path KL, at least one nat"
     case.sample("E[r/temperature - energy] under u*", bench.mean(profit), truth, scale=max(1.0, exact.kl), note=note)
+
+
+@CLAIM.check(MONTE_CARLO)
+def evaluated_gap(case: Case) -> None:
+    """What `evaluate` says of (u*, nu*) on the chain, against the exact moments and the exact optimum of that chain."""
+    bench, process, alpha = Workbench.of(case), case.problem.process, case.problem.temperature
+    if not bench.affine or (case.quick and process.dim > LOW):
+        raise NotApplicable("for affine problems, in a quick run those of few dimensions")
+    control, initial = bench.pair("optimum")
+    grid, kernel = bench.grid(), process.default_kernel
+    found = moments(process, kernel, grid, initial, control)
+    earned, chain = bench.chain_reward(found), case.problem.discretise(kernel, grid).exact
+    seen = evaluate(case.problem, control, initial, grid=grid, kernel=kernel, n=bench.paths, noise=case.noise)
+    case.sample("E of the rewards", seen.reward, alpha * earned, scale=alpha * max(1.0, found.kl))
+    gap = chain.optimum - alpha * (earned - found.kl)
+    case.sample("temperature KL(Q^u||Q*), the gap", seen.gap, gap, scale=alpha * max(1.0, found.kl))
 
 
 @CLAIM.check(MONTE_CARLO)
@@ -152,7 +186,6 @@ def weaker_control(case: Case) -> None:
 
     Paired paths on nested grids, extrapolated to vanishing steps; the sign, and the size where it is resolved.
     """
-    no_running_reward(case)
     bench = Workbench.of(case)
     if bench.affine:
         raise NotApplicable("affine problems are settled by the exact chain")
@@ -179,7 +212,6 @@ def weaker_control(case: Case) -> None:
 @CLAIM.check(MONTE_CARLO)
 def reversed_control(case: Case) -> None:
     """Paired paths: the control of the wrong sign loses against u*."""
-    no_running_reward(case)
     bench = Workbench.of(case)
     gap = bench.mean(bench.profit("reversed") - bench.profit("optimum"))
     case.sample_bound("J(-u*) - J(u*) <= 0, over the temperature", gap, 0.0)

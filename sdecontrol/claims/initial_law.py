@@ -7,12 +7,18 @@ import math
 import numpy as np
 import torch
 
-from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.atoms import relative_entropy
+from sdecontrol.claims.atoms_start import STARTS, starts_of
+from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
 from sdecontrol.claims.posterior import gaussian, gaussian_kl, rule, start_nodes, tilted_mass
 from sdecontrol.claims.quadrature import Array, log_sum_exp
+from sdecontrol.claims.schedule_chain import PlainChain, distance, own_chain, vanishing
 from sdecontrol.claims.separation import value_at_start
 from sdecontrol.claims.workbench import Workbench, mild, no_running_reward
 from sdecontrol.estimate import Estimate
+from sdecontrol.laws import DiscreteLaw, kl
+
+OTHER_STARTS = ((1.0, 0.0), (1.0, 0.5), (0.8, -0.3), (1.3, 0.0))  # scale of p_noise's spread, shift in deviations
 
 CLAIM = Claim(
     "prop-3.4",
@@ -70,11 +76,85 @@ def normaliser(case: Case) -> None:
     case.zero("KL(nu* || tilted prior)", distance, error)
 
 
+@CLAIM.check(DISCRETE)
+def chain_start(case: Case) -> None:
+    """The chain's nu* against the start given its tilted end; other starts fall short by KL(nu || nu*).
+
+    Their objective is E_nu V - KL(nu || p_noise), V = v(0, .)/temperature the chain's own value.
+    """
+    no_running_reward(case)
+    exact, plain, _, error = chain = own_chain(case)
+    bench, latent = Workbench.of(case), Workbench.of(case).latent
+    star, found = chain.optimum.at(0), latent.moments(0.0, exact.initial)
+    case.zero("chain: moments of nu*, in standard deviations", distance(found, star), error * _condition(bench))
+    best, gaps, misses = float(exact.log_normalizer), [], []
+    mean, covariance = plain.start
+    for scale, push in OTHER_STARTS:
+        other = mean + push * np.sqrt(np.diag(covariance)) / math.sqrt(latent.dim), scale**2 * covariance
+        root = math.sqrt(latent.dim) * np.linalg.cholesky(other[1]).T
+        corners = latent.lift(0.0, np.concatenate([other[0] + root, other[0] - root]))  # exact for quadratics
+        value = float(exact.value(0.0, corners).mean()) / bench.temperature
+        gaps.append(best - value + gaussian_kl(other, plain.start))
+        misses.append(gaps[-1] - gaussian_kl(other, star))
+    error *= _condition(bench)
+    case.bound(f"chain: 0 <= log Z - objective / T of {len(gaps)} other starts", 0.0, min(gaps), error)
+    case.zero("chain: log Z - objective / T - KL(nu, nu*)", max(misses, key=abs), error, scale=max(gaps))
+
+
+@CLAIM.check(DISCRETE)
+def finer_chains(case: Case) -> None:
+    """nu* of ever finer chains, seen along its shift, against the continuum's."""
+    no_running_reward(case)
+    latent = Workbench.of(case).latent
+    rho, (mean, covariance) = latent.rho, latent.moments(0.0, case.answers.initial)
+    start, spread = latent.gaussian_start
+    shift = mean - start
+    along = shift / np.linalg.norm(shift) if shift.any() else np.eye(latent.dim)[0]
+    deviation = math.sqrt(along @ spread @ along)
+
+    def star(chain: PlainChain) -> tuple[Array, Array]:
+        return chain.under(chain.law.tilt(rho)).at(0)
+
+    found, error = vanishing(case, lambda chain: float(along @ (star(chain)[0] - start)) / deviation)
+    case.identity("shift of nu* as the steps vanish, in deviations", found, float(along @ shift) / deviation, error)
+    found, error = vanishing(case, lambda chain: float(along @ star(chain)[1] @ along) / deviation**2)
+    known = float(along @ covariance @ along) / deviation**2
+    case.identity("variance of nu* over p_noise's as the steps vanish", found, known, error)
+
+
+@CLAIM.check(DISCRETE)
+def atoms(case: Case) -> None:
+    """Finitely many starts: nu* weighs them by e^{v(0, .)/temperature}; other weights fall short by KL(nu || nu*)."""
+    no_running_reward(case)
+    starts, answers, temperature = starts_of(case), case.answers, case.problem.temperature
+    law = DiscreteLaw(starts.y)
+    value = lambda y: answers.value(0.0, y)  # noqa: E731
+    known = law.log_expectation(value, temperature)
+    case.identity(f"log E e^(v/T) over {STARTS} starts", known, starts.log_c, starts.error)
+    star = law.tilt(value, temperature)
+    gap = float(np.abs(star.weights.numpy() - starts.weights).max())
+    case.zero("weights of nu* at them, from the value", gap, starts.error)
+    ratio = answers.initial.log_prob(starts.y) - case.problem.process.initial_law(0.0).log_prob(starts.y)
+    size = rounding(float(answers.initial.log_prob(starts.y).abs().max()), condition=_condition(Workbench.of(case)))
+    gap = float(np.abs(ratio.softmax(0).numpy() - starts.weights).max())
+    case.zero("weights of nu* at them, from its density", gap, starts.error + size)
+    gaps, misses = [], []
+    for spread in (0.01, 0.3, 3.0):
+        logs = np.log(starts.weights) + spread * case.rng.standard_normal(STARTS)
+        weights = np.exp(logs - log_sum_exp(logs))
+        prior = relative_entropy(weights, np.full(STARTS, 1 / STARTS))
+        gaps.append(known - float(weights @ starts.growth) + prior)
+        misses.append(gaps[-1] - kl(DiscreteLaw(starts.y, torch.as_tensor(weights)), star))
+    case.bound("0 <= log C - objective / T of 3 other weights", 0.0, min(gaps), starts.error)
+    case.zero("log C - objective / T - KL(nu, nu*)", max(misses, key=abs), 10 * starts.error, scale=max(gaps))
+
+
 @CLAIM.check(MONTE_CARLO)
 def weighted_prior(case: Case) -> None:
     """Prior draws weighted by e^{v(0, .)/temperature} / C: mean 1, and the moments of nu* along its shift."""
     no_running_reward(case)
     bench, answers, prior = Workbench.of(case), case.answers, case.problem.process.initial_law(0.0)
+    bench.latent.start  # noqa: B018  raises NotApplicable for a point
     y = prior.sample(bench.draws, case.noise, "prior").to(torch.float64)
     weights = mild(torch.exp(answers.value(0.0, y) / bench.temperature - answers.log_normalizer))
     case.sample("E_{p_noise} e^{v(0, .)/temperature} / C", Estimate.mean(weights), 1.0)
@@ -92,6 +172,7 @@ def draws(case: Case) -> None:
     """Draws of nu* have its moments."""
     no_running_reward(case)
     bench = Workbench.of(case)
+    bench.latent.start  # noqa: B018  raises NotApplicable for a point
     if not bench.draws_initial:
         raise NotApplicable("nu* is drawn by importance resampling here")
     direction = _direction(case)

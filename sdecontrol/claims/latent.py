@@ -15,7 +15,7 @@ from sdecontrol.claims.ode import Feedback, LinearSDE, check_smooth
 from sdecontrol.claims.output import latent_data
 from sdecontrol.claims.plain import Cloud, Frame, GaussianSum, Quadric, whole
 from sdecontrol.claims.posterior import Clean, exponent, gaussian, noised, tilted_mass
-from sdecontrol.claims.quadrature import Array
+from sdecontrol.claims.quadrature import SPACING, Array
 from sdecontrol.controls import AffineControl, Control
 from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Law, NoisySubspace
 from sdecontrol.processes import Process, ReverseProcess
@@ -45,6 +45,12 @@ class Latent:
     @cached_property
     def rho(self) -> Quadric:
         return self.frame.restrict(exponent(self._problem.reward, self._problem.temperature))
+
+    @cached_property
+    def running(self) -> Quadric | None:
+        """The running reward over the temperature. Raises NotApplicable unless it is quadratic."""
+        reward = self._problem.running_reward
+        return None if reward is None else self.frame.restrict(exponent(reward, self._problem.temperature))
 
     def rho_mean(self, mean: Array, covariance: Array) -> float:
         """E r / temperature for a law of these two moments."""
@@ -110,9 +116,13 @@ class Latent:
 
     def log_normalizer(self) -> tuple[float, float]:
         """log E_{p_pre} e^rho by quadrature, and the error of the rules."""
+        return self._log_normalizer
+
+    @cached_property
+    def _log_normalizer(self) -> tuple[float, float]:
         mass, error = tilted_mass(self.reference(self.process.horizon), self.rho)
         if self.by_rule:
-            error += abs(mass - tilted_mass(self.reference(self.process.horizon, COARSER), self.rho)[0])
+            error += abs(mass - self.reference(self.process.horizon, COARSER).log_mass(self.rho, SPACING))
         return mass, error
 
     def reference(self, t: float, spacing: float = FINE) -> GaussianSum:

@@ -3,7 +3,8 @@
 dY = [A(t) Y + c(t) + sigma(t) u] dt + sigma(t) dB with u = B(t) Y + b(t):
 
     m' = (A + sigma B) m + c + sigma b,   V' = (A + sigma B) V + V (A + sigma B)' + sigma^2 I,
-    energy' = E|u|^2 / 2,   apart' = E|u - u*|^2 / 2,   from_best' = E*|u - u*|^2 / 2 (under the optimal law).
+    energy' = E|u|^2 / 2,   apart' = E|u - u*|^2 / 2,   from_best' = E*|u - u*|^2 / 2 (under the optimal law),
+    running' = E rho(Y_t), rho the running reward over the temperature.
 
 Several (control, initial law) pairs share one solve, hence one call of the control in question a time. Every solve is
 made at two tolerances; what they differ by is the error of the answer.
@@ -57,7 +58,7 @@ class Solution:
     names: list[str]
     means: Array  # (times, members, d)
     covariances: Array  # (times, members, d, d)
-    energies: Array  # (3, members)
+    energies: Array  # (4, members)
 
     def moments(self, name: str, k: int = -1) -> tuple[Array, Array]:
         j = self.names.index(name)
@@ -75,6 +76,10 @@ class Solution:
         """E int |u - u*|^2 dt / 2 under the optimal law (the member called "optimum")."""
         return float(self.energies[2, self.names.index(name)])
 
+    def running(self, name: str) -> float:
+        """E int rho(Y_t) dt, the running reward over the temperature."""
+        return float(self.energies[3, self.names.index(name)])
+
 
 def check_smooth(process: Any) -> None:
     """Raises NotApplicable for tabulated schedules: solvers and differences in time need rates without jumps."""
@@ -87,8 +92,8 @@ class MomentFlow:
     """The moment equations of all members, solved at two tolerances."""
 
     def __init__(self, sde: LinearSDE, best: Callable[[float], Feedback], members: dict[str, Member],
-                 times: list[float], rtol: float):  # fmt: skip
-        self.sde, self.best, self.members, self.times = sde, best, members, times
+                 times: list[float], rtol: float, running: Quadric | None = None):  # fmt: skip
+        self.sde, self.best, self.members, self.times, self.running = sde, best, members, times, running
         self.fine, self.coarse = self._solve(rtol), self._solve(100 * rtol)
         pairs = zip((self.fine.means, self.fine.covariances), (self.coarse.means, self.coarse.covariances))
         self.relative = max(float(np.max(np.abs(a - b)) / np.max(np.abs(a))) for a, b in pairs) + 1e3 * EPS
@@ -103,7 +108,7 @@ class MomentFlow:
         d, count = self.sde.dim, len(self.members)
         means = np.stack([m.mean for m in self.members.values()])
         covariances = np.stack([m.covariance for m in self.members.values()])
-        start = np.concatenate([means.ravel(), covariances.ravel(), np.zeros(3 * count)])
+        start = np.concatenate([means.ravel(), covariances.ravel(), np.zeros(4 * count)])
         cuts = (count * d, count * d * (d + 1))
         result = solve_ivp(
             self._rate, (0.0, self.sde.horizon), start, method="DOP853", t_eval=self.times, rtol=rtol, atol=rtol * 1e-3
@@ -113,7 +118,7 @@ class MomentFlow:
         m, v, e = np.split(result.y, cuts)
         n = len(self.times)
         return Solution(
-            list(self.members), m.T.reshape(n, count, d), v.T.reshape(n, count, d, d), e[:, -1].reshape(3, count)
+            list(self.members), m.T.reshape(n, count, d), v.T.reshape(n, count, d, d), e[:, -1].reshape(4, count)
         )
 
     def _rate(self, t: float, y: Array) -> Array:
@@ -136,6 +141,7 @@ class MomentFlow:
             _half_square(gains, shifts, m, v),
             _half_square(*apart, m, v),
             _half_square(*apart, m[star], v[star]),
+            np.zeros(count) if self.running is None else self.running(m) - (self.running.curvature * v).sum((1, 2)) / 2,
         ]
         return np.concatenate([rate.ravel() for rate in rates])
 
@@ -149,12 +155,14 @@ def _half_square(gain: Array, shift: Array, mean: Array, covariance: Array) -> A
 class Riccati:
     """v/temperature = c + gamma . x - x' kappa x / 2 by the Riccati equations, backwards from the reward (derived).
 
-    kappa' = -(A'kappa + kappa A) + sigma^2 kappa^2, gamma' = -A'gamma + kappa b + sigma^2 kappa gamma,
-    c' = -b . gamma + sigma^2 (tr kappa - |gamma|^2) / 2: the HJB equation (3.18) on quadratics.
+    kappa' = -(A'kappa + kappa A) + sigma^2 kappa^2 - R, gamma' = -A'gamma + kappa b + sigma^2 kappa gamma - l,
+    c' = -b . gamma + sigma^2 (tr kappa - |gamma|^2) / 2 - k: the HJB equation (3.18) on quadratics, with the running
+    reward k + l . x - x' R x / 2 over the temperature.
     """
 
-    def __init__(self, sde: LinearSDE, rho: Quadric, times: list[float], rtol: float):
+    def __init__(self, sde: LinearSDE, rho: Quadric, times: list[float], rtol: float, running: Quadric | None = None):
         self.sde, self.rho = sde, rho
+        self.running = running or Quadric(0.0, np.zeros(sde.dim), np.zeros((sde.dim, sde.dim)))
         self.fine, self.coarse = self._solve(times, rtol), self._solve(times, 100 * rtol)
 
     def _solve(self, times: list[float], rtol: float) -> list[Quadric]:
@@ -178,8 +186,8 @@ class Riccati:
         s2 = self.sde.amplitude(t) ** 2
         pull = kappa @ a
         rates = [
-            (-(pull + pull.T) + s2 * kappa @ kappa).ravel(),
-            -a.T @ gamma + kappa @ b + s2 * kappa @ gamma,
-            [-b @ gamma + s2 * (np.trace(kappa) - gamma @ gamma) / 2],
+            (-(pull + pull.T) + s2 * kappa @ kappa - self.running.curvature).ravel(),
+            -a.T @ gamma + kappa @ b + s2 * kappa @ gamma - self.running.linear,
+            [-b @ gamma + s2 * (np.trace(kappa) - gamma @ gamma) / 2 - self.running.constant],
         ]
         return np.concatenate(rates)

@@ -42,8 +42,8 @@ class Pairs:
     @cached_property
     def flow(self) -> MomentFlow:
         """The moments of all pairs, solved together. Raises NotApplicable unless everything is affine and Gaussian."""
-        members, rtol = self._members(), 1e-8 if self.quick else 1e-10
-        return MomentFlow(self.latent.sde, self._best, members, self.times, rtol)
+        members, rtol = self._members(), 1e-6 if self.quick else 1e-10
+        return MomentFlow(self.latent.sde, self._best, members, self.times, rtol, self.latent.running)
 
     def _best(self, t: float) -> Feedback:
         return self.latent.read(self.answers.control, t)
@@ -119,11 +119,14 @@ class Pairs:
         """(E r - temperature KL) / temperature of a pair; KL of the initial laws by Cholesky."""
         member = self.flow.members[name]
         start = gaussian_kl((member.mean, member.covariance), self.latent.gaussian_start)
-        return self.flow.read(lambda s: self.latent.rho_mean(*s.moments(name)) - s.energy(name) - start)
+        return self.flow.read(lambda s: self._earned(s, name) - start)
 
     def conditional_objective(self, name: str) -> Measured:
-        """E[r(Y_T)/temperature - int |u|^2 dt / 2] of a pair started from a point."""
-        return self.flow.read(lambda s: self.latent.rho_mean(*s.moments(name)) - s.energy(name))
+        """E[r(Y_T)/temperature - int |u|^2 dt / 2] of a pair started from a point, with the running reward."""
+        return self.flow.read(lambda s: self._earned(s, name))
+
+    def _earned(self, solution: Solution, name: str) -> float:
+        return self.latent.rho_mean(*solution.moments(name)) + solution.running(name) - solution.energy(name)
 
     def energy(self, name: str) -> Measured:
         """E int |u|^2 dt / 2 of a pair."""
@@ -139,7 +142,8 @@ class Pairs:
     @cached_property
     def riccati(self) -> Riccati:
         """The value at the inner times by Riccati equations."""
-        return Riccati(self.latent.sde, self.latent.rho, self.times[:-1], 1e-8 if self.quick else 1e-11)
+        latent = self.latent
+        return Riccati(latent.sde, latent.rho, self.times[:-1], 1e-6 if self.quick else 1e-11, latent.running)
 
 
 class TestControl:

@@ -9,11 +9,13 @@ import torch
 from scipy.integrate import solve_ivp
 from scipy.special import ndtr
 
-from sdecontrol.claims.base import EPS, EXACT, MONTE_CARLO, Case, NotApplicable
+from sdecontrol.claims.base import DISCRETE, EPS, EXACT, MONTE_CARLO, Case, NotApplicable, rounding
+from sdecontrol.claims.draws import extrapolated
 from sdecontrol.claims.ode import check_smooth
 from sdecontrol.claims.output import ODE_ERROR
 from sdecontrol.claims.perturbed import gaussian_kl
 from sdecontrol.claims.quadrature import Array
+from sdecontrol.claims.schedule_formulas import log_alpha_and_h, prior_variance
 from sdecontrol.claims.static import (
     DRAWS,
     check_static,
@@ -27,14 +29,21 @@ from sdecontrol.claims.static import (
 )
 from sdecontrol.claims.tilt_bounds import PROPOSITION
 from sdecontrol.estimate import Estimate
+from sdecontrol.exact.continuum_riccati import RiccatiExact
+from sdecontrol.kernels import Kernel
 from sdecontrol.laws import Gaussian, Isotropic, Law
 from sdecontrol.models import PerturbedScore
+from sdecontrol.moments import moments
 from sdecontrol.problems.base import Problem
 from sdecontrol.processes import ReverseProcess
 from sdecontrol.rewards import Linear
+from sdecontrol.time import TimeGrid
 
 SCORE_ERROR = 0.3  # epsilon sqrt(int sigma^2) of the biased score
 LARGEST_SAMPLE = 2**24  # numbers drawn at once
+LEVELS = 5  # of noise at which a schedule is compared with its own numbers
+BIAS_STEPS = (32, 64, 128, 256)
+STOP = 0.02  # level, over the horizon, at which chains stop whose steps must all have noise
 SLOPE = 1.0  # of the linear reward on top of it, in units of the temperature and the data's standard deviation
 
 
@@ -51,10 +60,10 @@ def gaussian_data(problem: Problem) -> tuple[ReverseProcess, Gaussian]:
     return process, law
 
 
-def integral_of_g2(process: ReverseProcess) -> float:
-    """int_0^T g^2 ds by the midpoint rule, whose 20 000 panels fit between the levels of a tabulated schedule."""
-    edges = torch.linspace(0, process.horizon, 20_001, dtype=torch.float64)
-    return float(process.schedule.g2((edges[1:] + edges[:-1]) / 2).sum()) * process.horizon / 20_000
+def integral_of_g2(process: ReverseProcess, low: float = 0.0) -> float:
+    """int_low^T g^2 ds by the midpoint rule, whose 20 000 panels fit between the levels of a tabulated schedule."""
+    edges = torch.linspace(low, process.horizon, 20_001, dtype=torch.float64)
+    return float(process.schedule.g2((edges[1:] + edges[:-1]) / 2).sum()) * (process.horizon - low) / 20_000
 
 
 @PROPOSITION.check(EXACT)
@@ -74,7 +83,7 @@ def reconstruction(case: Case) -> None:
     starts = {"the noised law": noised, "p_noise": Gaussian([0.0], [schedule.prior_std**2])}
     for start, prior in list(starts.items())[: 1 if case.quick else 2]:
         biased = ReverseProcess(schedule, PerturbedScore(data, bias=epsilon), initial=prior)
-        reference = Problem(biased, reward, temperature).exact.reference
+        reference = RiccatiExact(biased, reward, None, temperature).reference  # a linear reward: nothing to check first
         terminal = reference.tilt(reward, temperature)
         if prior is noised:
             shift = biased_shift(process, float(data.covariance), epsilon)
@@ -89,6 +98,69 @@ def reconstruction(case: Case) -> None:
         moved = math.sqrt(both) / 2
         case.bound(f"TV(p_ft, p_data) from {start}", normal_tv(terminal, data), right + moved, 10 * ODE_ERROR,
                    note=f"{note} + reward {moved:.3g}")  # fmt: skip
+
+
+@PROPOSITION.check(EXACT)
+def noise_schedule(case: Case) -> None:
+    """alpha, h and the standard start, on which the prior's term rests, from the numbers the schedule was made with."""
+    process = case.problem.process
+    if not isinstance(process, ReverseProcess):
+        raise NotApplicable("a general diffusion has no noise schedule")
+    schedule, fractions = process.schedule, np.linspace(0.2, 1.0, LEVELS)
+    log_alpha, h = log_alpha_and_h(schedule, fractions)
+    levels = [float(fraction) * process.horizon for fraction in fractions]
+    alphas, found = (np.array([f(s) for s in levels]) for f in (schedule.log_alpha, schedule.h))
+    size, error = max(1.0, float(np.abs(log_alpha).max())), rounding(1.0, condition=10.0)
+    gap = float(np.abs(alphas - log_alpha).max())
+    case.zero("log alpha from the schedule's own numbers", gap, size * error, scale=size, note=f"{LEVELS} levels")
+    case.zero("h from the schedule's own numbers, over h", float(np.abs(found / h - 1).max()), error)
+    start = ReverseProcess(schedule, Isotropic(process.event_shape, 1.0)).initial_law()
+    points = torch.stack([torch.zeros(process.event_shape), torch.ones(process.event_shape)]).double()
+    at_zero, at_one = start.log_prob(points).tolist()
+    variance, wanted = process.dim / (2 * (at_zero - at_one)), prior_variance(schedule)
+    case.identity("variance of the standard start", variance, wanted, error * wanted * (1 + abs(at_zero) * wanted))
+
+
+@PROPOSITION.check(DISCRETE)
+def score_error(case: Case) -> None:
+    """(3.4) for chains, whatever the data: a score off by epsilon moves a step's mean by c_f epsilon, so the path KL is
+
+    epsilon^2/2 sum_k (c_f/std)^2, which tends to epsilon^2/2 int g^2 (derived); the chains stop short of the data.
+    """
+    process, kernel = case.problem.process, case.problem.process.default_kernel
+    if not isinstance(process, ReverseProcess):
+        raise NotApplicable("(3.4) is about the score of a reverse diffusion")
+    check_smooth(process)
+    sums = [_path_kl_of_bias(process, kernel, _open_grid(k)) for k in BIAS_STEPS]
+    limit, error = extrapolated(sums)
+    truth = integral_of_g2(process, STOP * process.horizon)
+    case.identity("sum of (c_f/std)^2 as the steps vanish = int g^2", limit, truth, error)
+    process, law = gaussian_data(case.problem)
+    direction = torch.as_tensor(ramp(case.problem).direction)
+    data, epsilon = law.along(direction / direction.norm()), SCORE_ERROR / math.sqrt(truth)
+    prior = Gaussian([0.0], [process.schedule.prior_std**2])
+    grid = _open_grid(BIAS_STEPS[0] // 2)
+    ends = []
+    for bias in (0.0, epsilon):
+        biased = ReverseProcess(process.schedule, PerturbedScore(data, bias=bias), initial=prior)
+        found = moments(biased, kernel, grid)
+        ends.append(Gaussian(found.means[-1], found.covariances[-1]))
+    right = epsilon * math.sqrt(_path_kl_of_bias(process, kernel, grid)) / 2
+    error = rounding(1.0, operations=100 * grid.steps)
+    case.bound(f"chain: TV of p_pre by a biased score, {grid.steps} steps", normal_tv(*ends), right, error)
+
+
+def _open_grid(steps: int) -> TimeGrid:
+    return TimeGrid.log_snr(steps, s_min=STOP, close=False)
+
+
+def _path_kl_of_bias(process: ReverseProcess, kernel: Kernel, grid: TimeGrid) -> float:
+    """sum_k (c_f/std)^2: twice the KL of the paths under a score that is off by one."""
+    times = [float(t) for t in grid.resolve(process).times]
+    numbers = [kernel.coefficients(process, t, t_next) for t, t_next in zip(times[:-1], times[1:])]
+    if min(std for _, _, std in numbers) == 0:
+        raise NotApplicable("a kernel without noise has no path KL")
+    return sum((weight / std) ** 2 for _, weight, std in numbers)
 
 
 def _moments(law: Law) -> tuple[Array, Array]:

@@ -15,10 +15,12 @@ from sdecontrol.claims.static import check_static, draws, draws_exactly, exponen
 from sdecontrol.claims.tilt import LEMMA
 from sdecontrol.errors import NoClosedForm
 from sdecontrol.estimate import Estimate
-from sdecontrol.rewards import Quadratic, Step, as_quadratic
+from sdecontrol.rewards import GaussianLabel, Quadratic, Step, as_quadratic
 
 SHARE = 0.3  # of p_pre's mass, on which the step reward that every problem gets is paid
 HEIGHT = math.log(8.0)  # of that step, in units of the temperature
+LABEL_NOISE = 0.7  # of a Gaussian label, in standard deviations of p_pre
+LABELLED = 16  # points at which its likelihood is compared
 PROPOSALS = 8 / (1 + 7 * SHARE)
 LARGEST_RUN = 50.0  # proposals a draw beyond which rejection sampling is not run
 ACCEPTED = 2_000  # accepted draws aimed at
@@ -60,6 +62,31 @@ def proposals_for_a_step(case: Case) -> None:
         raise NotApplicable(f"the mass of p_pre above a threshold is not closed: {reason}") from reason
     error = rounding(8.0, condition=math.sqrt(output.law.condition)) + 100 * output.error
     case.identity(f"proposals a draw, step on {SHARE:.0%} of the mass", math.exp(HEIGHT - log_c), PROPOSALS, error)
+
+
+@LEMMA.check(EXACT)
+def proposals_for_a_label(case: Case) -> None:
+    """A Gaussian label of the same direction, log N(target; direction . x, noise^2): its values, and e^{sup r/T} / C.
+
+    The label is one deviation of p_pre away, and the reward twice the temperature a nat.
+    """
+    check_static(case.problem)
+    temperature, along, output = case.problem.temperature, ramp(case.problem), output_law(case.problem)
+    target, strength = along.line.mean + along.shift + 1.0, 2 * temperature
+    label = GaussianLabel(along.ambient, target, LABEL_NOISE, strength)
+    log_norm = math.log(LABEL_NOISE * math.sqrt(2 * math.pi))
+    u = output.law.draw(LABELLED, case.rng)
+    seen = u @ along.direction + along.shift
+    r = -strength * (((seen - target) / LABEL_NOISE) ** 2 / 2 + log_norm)
+    x = output.frame.lift(u)
+    size = float((np.abs(x.numpy()) @ np.abs(along.ambient.numpy())).max())
+    error = rounding(strength * (size + abs(target)) ** 2 / LABEL_NOISE**2, operations=100 * x.shape[1])
+    case.zero("a label's log likelihood, both routes", float(np.abs(label(x).numpy() - r).max()), error, scale=strength)
+    nodes, weights = along.line.nodes()
+    log_c = math.log(float(weights @ np.exp(-(((nodes + along.shift - target) / LABEL_NOISE) ** 2))))
+    error = rounding(1.0, condition=math.sqrt(output.law.condition)) + 100 * output.error + error / temperature
+    found = -2 * log_norm - float(case.answers.reference.log_expectation(label, temperature))
+    case.identity("log of proposals a draw, a label", found, -log_c, error)
 
 
 @LEMMA.check(EXACT)

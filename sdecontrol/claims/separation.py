@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.local import Steps, vanishing_row
 from sdecontrol.claims.plain import GaussianSum, Quadric
 from sdecontrol.claims.posterior import gaussian, gaussian_kl, rule
 from sdecontrol.claims.quadrature import Array
-from sdecontrol.claims.workbench import Workbench, mild, no_running_reward
+from sdecontrol.claims.workbench import LAW_ACCURACY, Workbench, mild, no_running_reward
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import total_reward
 from sdecontrol.moments import AffineChain, moments
@@ -28,7 +29,6 @@ v(0, y) = \max_u J(u, y), and the maximum over \nu is \alpha \log C.""",
 @CLAIM.check(EXACT)
 def best_control_from_a_point(case: Case) -> None:
     """J(u*, y) from the moment equations started at y, against v(0, y); any other control stays below."""
-    no_running_reward(case)
     bench = Workbench.of(case)
     latent = bench.latent
     bench.flow  # noqa: B018  raises NotApplicable
@@ -45,7 +45,6 @@ def best_control_from_a_point(case: Case) -> None:
 @CLAIM.check(EXACT)
 def initial_law_for_the_best_control(case: Case) -> None:
     """E_nu v(0, .)/temperature - KL(nu || p_noise) = log C - KL(nu || nu*) for nu*, p_noise and two others."""
-    no_running_reward(case)
     bench = Workbench.of(case)
     start, star = bench.latent.gaussian_start, bench.latent.moments(0.0, case.answers.initial)
     v = value_at_start(bench)
@@ -81,23 +80,43 @@ def initial_law_by_quadrature(case: Case) -> None:
 
 
 @CLAIM.check(DISCRETE)
+def both_problems_over_a_step(case: Case) -> None:
+    """One step from y under u*, then v: it is worth J(y), and J/temperature - log dnu*/dp_noise = log C for all y.
+
+    That is what it takes to be the maximum over nu of (3.15). It holds up to dt^2: the gap vanishes with the step, for
+    the right nu*, and so does the gap over the step, for the right u*.
+    """
+    bench, answers = Workbench.of(case), case.answers
+    steps = Steps(bench, 0.0)
+    p_noise, log_c = case.problem.process.initial_law(0.0), float(answers.log_normalizer)
+    tilt = (answers.initial.log_prob(steps.x) - p_noise.log_prob(steps.x)).numpy() + log_c
+    energy = steps.control.square().sum(1).numpy() / 2
+    taken = steps.of(bench.process.default_kernel, steps.control)
+    gaps = [step.mean(step.values(bench)) - tilt + step.dt * (steps.running - energy) for step in taken]
+    size = max(steps.size, float(p_noise.log_prob(steps.x).abs().max()), abs(log_c))
+    accuracy = LAW_ACCURACY if bench.latent.data is not None and bench.latent.by_rule else 0.0
+    title = "J/temperature - log dnu*/dp_noise - log C over a step"
+    vanishing_row(case, title, gaps, size, accuracy)
+    lengths = [t_next - steps.t for t_next in steps.ends]
+    rates = [gap / dt for gap, dt in zip(gaps, lengths)]
+    vanishing_row(case, f"{title}, per unit of time", rates, size / lengths[-1], accuracy)
+
+
+@CLAIM.check(DISCRETE)
 def objective_of_a_chain(case: Case) -> None:
     """For an affine u on a short chain: moments under nu, against J(u, y) by conditional moments averaged over nu.
 
     J is quadratic in y, so its mean over nu is exact at the 2 d points mean +- sqrt(d) root e_i.
     """
-    no_running_reward(case)
     bench = Workbench.of(case)
     process, test, latent = case.problem.process, bench.tests["affine 2"], bench.latent
     grid, kernel = TimeGrid.explicit([process.horizon * k / 8 for k in range(8)]), process.default_kernel
-    rho = bench.whole_reward
     found = moments(process, kernel, grid, test.initial, test.control)
-    mean, spread = found.means[-1].numpy(), found.covariances[-1].numpy()
-    left = bench.whole_reward_mean(mean, spread) - float(found.energy.sum())
+    left = bench.chain_reward(found) - float(found.energy.sum())
     root = np.linalg.cholesky(test.initial.covariance.numpy()) * np.sqrt(process.dim)
     points = test.initial.mean.numpy() + np.vstack([root.T, -root.T])
-    right = float(_conditional(bench, grid, points, rho).mean())
-    error = rounding(left, float(np.abs(rho(points)).max()), operations=100 * process.dim)
+    right = float(_conditional(bench, grid, points).mean())
+    error = rounding(left, float(np.abs(bench.whole_reward(points)).max()), operations=100 * process.dim)
     case.identity("E_nu J(u, .)", left, right, error, note=f"{len(points)} starts; d = {latent.dim}")
 
 
@@ -135,19 +154,21 @@ def value_at_start(bench: Workbench) -> Quadric:
     return Quadric(shifted, linear + curvature @ mean, curvature)
 
 
-def _conditional(bench: Workbench, grid: TimeGrid, points: Array, rho: Quadric) -> Array:
-    """E[r/temperature - sum dt |u|^2/2] of the chain from each of the points (n, D), by a recursion of its own."""
+def _conditional(bench: Workbench, grid: TimeGrid, points: Array) -> Array:
+    """E[rewards/temperature - sum dt |u|^2/2] of the chain from each point (n, D), by a recursion of its own."""
     process, control = bench.process, bench.tests["affine 2"].control
-    means, spread, energy = points, np.zeros((process.dim, process.dim)), np.zeros(len(points))
+    means, spread, total = points, np.zeros((process.dim, process.dim)), np.zeros(len(points))
+    running = bench.whole_running
     for step in AffineChain.of(process, process.default_kernel, grid).steps:
         matrix, offset, noise = step.matrix.numpy(), step.offset.numpy(), step.noise.numpy()
         gain, shift = (part.numpy() for part in control.affine_at(step.t))
         u = means @ gain.T + shift
-        energy += step.dt / 2 * ((u**2).sum(1) + np.sum((gain @ spread) * gain))
+        total -= step.dt / 2 * ((u**2).sum(1) + np.sum((gain @ spread) * gain))
+        if running is not None:
+            total += step.dt * (running(means) - np.sum(running.curvature * spread) / 2)
         closed = matrix + np.sqrt(step.dt) * noise @ gain
         means, spread = (
             means @ matrix.T + offset + np.sqrt(step.dt) * u @ noise.T,
             closed @ spread @ closed.T + noise @ noise.T,
         )
-    law = gaussian(np.zeros(process.dim), spread)
-    return rho(means) - np.sum(rho.curvature * law.covariance) / 2 - energy
+    return bench.whole_reward(means) - np.sum(bench.whole_reward.curvature * spread) / 2 + total

@@ -51,7 +51,8 @@ class Simulations(Pairs):
     @property
     def draws(self) -> int:
         """Independent draws where no path is simulated."""
-        return max(self._case_paths, 20_000) * (4 if self.process.dim <= LOW else 1)
+        low = self.process.dim <= LOW
+        return max(self._case_paths, 10_000 if self.quick and not low else 20_000) * (4 if low else 1)
 
     def clock(self, steps: int, t: float = 0.0) -> TimeGrid:
         """Times from t to the horizon, nested when the steps are doubled: even in a power of the posterior variance."""
@@ -102,7 +103,7 @@ class Simulations(Pairs):
             control, initial = self.pair(name)
             self._paths[key] = simulate(
                 self.process, control, initial, grid=self.grid(level), n=self.paths, noise=self.noise(level),
-                keep="all" if name == "reference" else "ends",
+                keep="all" if name == "reference" else "ends", observe=self.observe,
             )  # fmt: skip
         return self._paths[key]
 
@@ -111,8 +112,13 @@ class Simulations(Pairs):
         starts = x.expand(self.paths, -1).contiguous()
         return simulate(
             self.process, control, starts, grid=self.grid(level, t), n=self.paths, noise=self.noise(level, t),
-            keep="ends",
+            keep="ends", observe=self.observe,
         )  # fmt: skip
+
+    @property
+    def observe(self) -> Callable[[int, float, Tensor], Tensor] | None:
+        """The running reward along paths, where there is one."""
+        return None if self.problem.running_reward is None else lambda k, t, x: self.problem.running_rate(t, x)
 
     def pair(self, name: str) -> tuple[Any, Any]:
         """A control and an initial law; where nu* cannot be drawn exactly, starts are from p_noise, see `log_start`."""

@@ -15,6 +15,7 @@ from sdecontrol.claims.output import Output, output_law
 from sdecontrol.claims.plain import GaussianSum, Quadric, Tilt
 from sdecontrol.claims.quadrature import OTHER_SPACING, Array, NormalLine
 from sdecontrol.laws import Law, Subspace, TiltedLaw
+from sdecontrol.noise import Noise
 from sdecontrol.rewards import Quadratic, Step, as_quadratic
 
 if TYPE_CHECKING:
@@ -204,10 +205,16 @@ def draws_exactly(law: Law) -> bool:
     return inner.log_bound is not None and draws_exactly(inner.base)
 
 
+@lru_cache(maxsize=4)
+def _drawn(law: Law, seed: int, stream: str, n: int) -> Tensor:
+    """Kept for the next check that asks for the same draws; not to be written to."""
+    return law.sample(n, Noise(seed), stream).to(torch.float64)
+
+
 def draws(case: Case, law: Law, plain: GaussianSum | None, stream: str, n: int) -> Tensor:
     """n draws of the library's law; of the second route's where the library's would be resampled."""
     if draws_exactly(law):
-        return law.sample(n, case.noise, stream).to(torch.float64)
+        return (_drawn if n <= DRAWS else _drawn.__wrapped__)(law, case.seed, stream, n)
     if plain is None:
         raise NotApplicable(f"{type(core(law)).__name__} is drawn from by importance resampling only")
     return output_law(case.problem).frame.lift(plain.draw(n, np.random.default_rng([case.seed, *stream.encode()])))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.local import Step, order_row, rms, steps_at
 from sdecontrol.claims.quadrature import Array
 from sdecontrol.claims.workbench import Workbench, no_running_reward
 from sdecontrol.evaluate import total_reward
@@ -77,10 +78,30 @@ def jensen(case: Case) -> None:
         mean, value = clean.mean(latent.rho, z), case.answers.value(t, x).numpy() / bench.temperature
         swapped = bench.process.amplitude(t) * clean.mean_gradient(latent.rho, z)
         u = case.answers.control(t, x).numpy() @ latent.frame.basis
-        note = f"rms of u_lin - u*: {_rms(swapped - u) / max(_rms(u), 1e-300):.2g} of that of u*"
+        note = f"rms of u_lin - u*: {rms(swapped - u) / max(rms(u), 1e-300):.2g} of that of u*"
         k = int(np.argmax(mean - value))
         error = rounding(mean[k], value[k])
         case.bound(f"t = {t:.3g}: E[r|y] <= v, over the temperature, worst of 64", mean[k], value[k], error, note=note)
+
+
+@CLAIM.check(DISCRETE)
+def gap_of_a_step(case: Case) -> None:
+    """What the swap loses in a step, log E e^{v'/temperature} - E v'/temperature, is dt |u*|^2 / 2 up to dt^2.
+
+    Derived. In sum, under the reference, E[r | y] stays below v by temperature E int |u*|^2 / 2; E[r | y] has no gap.
+    """
+    no_running_reward(case)
+    bench, latent = Workbench.of(case), Workbench.of(case).latent
+    steps = steps_at(bench, bench.middle)
+    energy = steps.control.square().sum(1).numpy() / 2
+    losses = [np.log1p(step.mean(np.expm1(change))) - step.mean(change) for step, change in steps.free]
+    errors = [rms(loss - step.dt * energy) for loss, (step, _) in zip(losses, steps.free)]
+    order_row(case, "log E e^(v'/temperature) - E v'/temperature - dt |u*|^2 / 2 over a step", errors, 2, steps.size)
+    if latent.data is None:
+        return
+    now = latent.clean(steps.t).mean(latent.rho, latent.encode(steps.t, steps.x))
+    errors = [rms(step.mean(_mean_reward(bench, step)) - now) for step, _ in steps.free]
+    order_row(case, "change of E[r|y]/temperature over a step", errors, 2, max(1.0, float(np.abs(now).max())))
 
 
 @CLAIM.check(MONTE_CARLO)
@@ -122,6 +143,9 @@ def mean_by_paths(case: Case) -> None:
     case.sample_bound(f"t = {t:.3g}: E[r|y] <= v, over the temperature", found, value + bias)
 
 
-def _rms(u: Array) -> float:
-    """Root mean square over points."""
-    return float(np.sqrt((u**2).sum(1).mean()))
+def _mean_reward(bench: Workbench, step: Step) -> Array:
+    """E[r(Y_T) | x'] / temperature at the ends of a step by the second route: (n, m)."""
+    latent = bench.latent
+    n, m, d = step.ends.shape
+    z = latent.encode(step.t_next, step.ends.reshape(n * m, d))
+    return latent.clean(step.t_next).mean(latent.rho, z).reshape(n, m)

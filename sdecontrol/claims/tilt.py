@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
+from sdecontrol.claims.atoms import ATOMS, atoms_of, relative_entropy
 from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
 from sdecontrol.claims.output import Output, output_law
 from sdecontrol.claims.perturbed import gaussian_kl, perturbations
-from sdecontrol.claims.plain import Cloud, GaussianSum, whole
-from sdecontrol.claims.quadrature import OTHER_SPACING, Array
+from sdecontrol.claims.plain import latent_data
+from sdecontrol.claims.quadrature import OTHER_SPACING, Array, log_sum_exp
+from sdecontrol.claims.schedule_chain import own_chain, vanishing
 from sdecontrol.claims.static import (
     DRAWS,
     POINTS,
@@ -24,15 +27,17 @@ from sdecontrol.claims.static import (
     plain_laws,
     static,
 )
+from sdecontrol.claims.workbench import Workbench
 from sdecontrol.estimate import Estimate
-from sdecontrol.kernels import Kernel
-from sdecontrol.laws import Gaussian
+from sdecontrol.laws import DiscreteLaw, Gaussian, kl
+from sdecontrol.processes import ReverseProcess
 from sdecontrol.rewards import as_quadratic
-from sdecontrol.time import TimeGrid
 
 SIZES = (0.01, 0.1, 0.5)  # of the perturbed laws, in standard deviations of p_ft
 PERTURBED_DRAWS = 16_000
 FAR = 4.0  # KL(p_ft || p_pre) beyond which the two laws overlap so little that more draws are needed
+OFFSET = 800.0  # added to log weights: e^800 is no float64
+BATCHES = 2_500  # of draws, whose means say what the standard error is
 MILD = math.log(4.0)  # log E w^2 up to which means of weighted samples have an honest standard error at these n
 
 LEMMA = Claim(
@@ -113,45 +118,72 @@ def optimality(case: Case) -> None:
         case.zero(f"gap - T KL(p, p_ft), {size:g} away", temperature * worst, error, scale=scale, note=note)
 
 
+@LEMMA.check(EXACT)
+def tilt_of_the_data(case: Case) -> None:
+    """The lemma with the data law in place of p_pre: the library's tilt of it at points, against the second route's."""
+    check_static(case.problem)
+    process, quadratic = case.problem.process, as_quadratic(case.problem.reward)
+    if not isinstance(process, ReverseProcess) or not process.has_exact_score or quadratic is None:
+        raise NotApplicable("the tilt of the data law has a second route for an exact score and a quadratic reward")
+    law, frame = latent_data(process.data_law)
+    q = exponent(Output(law, frame), quadratic, case.problem.temperature)
+    tilt = law.tilt(q)
+    u = tilt.law.draw(POINTS // 4, case.rng)
+    found = log_density(process.data_law.tilt(case.problem.reward, case.problem.temperature), frame.lift(u))
+    plain = law.log_density(u) + q(u) - tilt.log_mass
+    size = float(np.abs(np.concatenate([found, q(u) - q.constant, [law.dim, q.constant]])).max())
+    error = rounding(size, condition=max(law.condition, tilt.law.condition))
+    error += abs(tilt.log_mass - law.log_mass(q, OTHER_SPACING))
+    case.zero("log p_data tilted, both routes", float(np.abs(found - plain).max()), error, scale=size)
+
+
 @LEMMA.check(DISCRETE)
 def chain(case: Case) -> None:
     """The chain's log Z, output law and value, against a recursion of its moments and quadrature of the tilt."""
     check_static(case.problem)
-    problem, temperature = case.problem, case.problem.temperature
-    quadratic = as_quadratic(problem.reward)
-    if quadratic is None:
-        raise NotApplicable("the chain's optimum is closed for quadratic rewards")
-    kernel, grid = problem.process.default_kernel, TimeGrid.geometric(12 if case.quick else 40)
-    exact = getattr(case.answers, "chain", None) or problem.discretise(kernel, grid).exact
-    mean, covariance = chain_moments(case, kernel, grid)
-    reference = exact.reference
-    error = rounding(1.0 + np.abs(mean).max() + np.abs(covariance).max(), operations=100 * 40 * len(mean))
-    off = np.abs(reference.mean.numpy() - mean).max() + np.abs(reference.covariance.numpy() - covariance).max()
-    case.zero("moments of the chain's p_pre", float(off), error, note=f"{grid.steps} steps")
-    values, vectors = np.linalg.eigh(covariance)
-    spread = values > 1e-12 * values[-1]
-    frame = whole(len(mean))._replace(basis=vectors[:, spread], offset=mean)
-    law = GaussianSum((Cloud(np.zeros(1), np.zeros((1, int(spread.sum()))), np.diag(values[spread])),))
-    q = exponent(Output(law, frame), quadratic, temperature)
-    tilt = law.tilt(q)
-    size = abs(q.constant) + abs(tilt.mean_q) + law.dim
-    error = rounding(size, operations=100 * 40 * law.dim, condition=math.sqrt(tilt.law.condition))
+    exact, plain, tilt, error = own_chain(case)
+    latent, temperature = Workbench.of(case).latent, case.problem.temperature
+    (mean, covariance), reference = plain.moments[-1], exact.reference
+    found_mean, found = latent.moments(case.problem.process.horizon, reference)
+    normal = float(reference.covariance.trace() - np.trace(found))
+    off = max(np.abs(found_mean - mean).max(), np.abs(found - covariance).max(), abs(normal))
+    size = 1.0 + np.abs(reference.mean.numpy()).max() + float(reference.covariance.abs().max())
+    error_of_moments = rounding(size, operations=100 * len(plain.moves) * case.problem.process.dim)
+    case.zero("moments of the chain's p_pre", float(off), error_of_moments, note=f"{len(plain.moves)} steps")
     case.identity("log Z of the chain against quadrature", exact.log_normalizer, tilt.log_mass, error)
     value = temperature * (tilt.mean_q - exact.path_kl)
     case.identity("T log Z = E r - T KL(P*, P)", exact.optimum, value, temperature * error)
 
 
-def chain_moments(case: Case, kernel: Kernel, grid: TimeGrid) -> tuple[Array, Array]:
-    """Mean (D,) and covariance (D, D) of the chain's last state, in numpy."""
-    process = case.problem.process
-    times = grid.resolve(process).times
-    start = process.initial_law(float(times[0]))
-    mean, covariance = start.mean.numpy(), start.covariance.numpy()
-    for t, t_next in zip(times[:-1], times[1:]):
-        step = kernel.affine_step(process, float(t), float(t_next))
-        matrix, offset, noise = (part.numpy() for part in (step.matrix, step.offset, step.noise))
-        mean, covariance = matrix @ mean + offset, matrix @ covariance @ matrix.T + noise @ noise.T
-    return mean, (covariance + covariance.T) / 2
+@LEMMA.check(DISCRETE)
+def finer_chains(case: Case) -> None:
+    """log Z and KL(P* || P) of ever finer chains, by moments and quadrature, against the continuum's."""
+    check_static(case.problem)
+    rho = Workbench.of(case).latent.rho
+    mass, error = vanishing(case, lambda chain: chain.law.tilt(rho).log_mass)
+    case.identity("log Z as the steps vanish", mass, case.answers.log_normalizer, error)
+    divergence, error = vanishing(case, lambda chain: chain.law.tilt(rho).kl)
+    case.identity("KL(P*, P) as the steps vanish", divergence, case.answers.path_kl, error)
+
+
+@LEMMA.check(DISCRETE)
+def atoms(case: Case) -> None:
+    """The lemma for finitely many atoms of p_pre: log C, the tilt and the objective of other weights are sums."""
+    found, problem = atoms_of(case), case.problem
+    library = found.law.log_expectation(problem.reward, problem.temperature)
+    case.identity(f"log C of {ATOMS} atoms", library, found.log_c, found.error)
+    gap = float(np.abs(found.tilted.weights.numpy() - found.weights).max())
+    case.zero("weights of the atoms' tilt", gap, found.error * found.weights.max())
+    logs = torch.as_tensor(found.rho) + OFFSET
+    value = Estimate.log_mean_exp(logs).value - OFFSET
+    truth = float(log_sum_exp(found.rho)) - math.log(ATOMS)
+    case.identity(f"log mean of e^(r/T + {OFFSET:g}), less {OFFSET:g}", value, truth, found.error + rounding(OFFSET))
+    gaps, misses = [], []
+    for weights in found.others(case.rng):
+        gaps.append(library - (float(weights @ found.rho) - relative_entropy(weights, found.shares)))
+        misses.append(gaps[-1] - kl(DiscreteLaw(found.points, torch.as_tensor(weights)), found.tilted))
+    case.bound(f"0 <= log C - objective / T of {len(gaps)} other weights", 0.0, min(gaps), found.error)
+    case.zero("log C - objective / T - KL to the tilt", max(misses, key=abs), 10 * found.error, scale=max(gaps))
 
 
 @LEMMA.check(MONTE_CARLO)
@@ -168,6 +200,9 @@ def bridge(case: Case) -> None:
     scale = float(np.mean(share_pre * np.abs(log_pre)) + np.mean(share_ft * np.abs(log_ft))) / 2
     left, right = Estimate.mean(share_pre * log_pre), Estimate.mean(share_ft * log_ft)
     case.sample("the same, times log w", left, right, scale=scale)
+    if np.ptp(share_pre) > 0:
+        ratio = Estimate.mean(_batch_ratios(share_pre))
+        case.sample("(its standard error by batch means / stated)^2", ratio, 1.0, note=f"{BATCHES} batches")
 
 
 @LEMMA.check(MONTE_CARLO)
@@ -187,6 +222,16 @@ def weighted_moments(case: Case) -> None:
     r = case.problem.reward(x).numpy()
     truth = route.numbers.after * case.problem.temperature
     case.sample("E_pre[w r] = E_ft r", Estimate.mean(w * r), truth, scale=abs(truth) + float(r.std()))
+
+
+def _batch_ratios(samples: Array) -> Array:
+    """(mean of a batch - mean of all)^2 over what the stated standard error says of it, of mean 1: (batches,).
+
+    Whatever the law of independent samples, the variance of the mean of n of them is that of the means of B batches
+    over B.
+    """
+    means, whole = samples.reshape(BATCHES, -1).mean(1), Estimate.mean(samples)
+    return (means - means.mean()) ** 2 / ((BATCHES - 1) * whole.stderr**2)
 
 
 @LEMMA.check(MONTE_CARLO)

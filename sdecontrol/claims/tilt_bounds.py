@@ -6,13 +6,16 @@ import math
 
 import numpy as np
 
-from sdecontrol.claims.base import EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.atoms import atoms_of
+from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
 from sdecontrol.claims.output import output_law
 from sdecontrol.claims.perturbed import gaussian_kl
+from sdecontrol.claims.schedule_chain import own_chain, vanishing
 from sdecontrol.claims.static import DRAWS, StepRoute, check_static, core, draws, log_weights, plain_laws, ramp, static
+from sdecontrol.claims.workbench import Workbench
 from sdecontrol.errors import NoClosedForm
 from sdecontrol.estimate import Estimate
-from sdecontrol.laws import Gaussian, tv
+from sdecontrol.laws import Gaussian, kl, tv, w2
 from sdecontrol.rewards import as_quadratic
 
 RANGES = (0.5, 2.0, 8.0)  # (max r - min r) / temperature of the bounded rewards
@@ -77,6 +80,66 @@ def total_variation(case: Case) -> None:
     case.bound("TV(p_ft, p_pre) <= sqrt(D)/2", distance, root / 2, error, note=f"(3.3) says {root / math.sqrt(2):.4g}")
 
 
+@PROPOSITION.check(EXACT)
+def transport(case: Case) -> None:
+    """W2(p_ft, p_pre) of two Gaussians against Bures' formula in numpy; below sqrt(2 s KL), s the largest variance.
+
+    The bound is Talagrand's inequality for p_pre (derived): the distance that stays finite off a subspace.
+    """
+    check_static(case.problem)
+    terminal, reference, frame = case.answers.terminal, case.answers.reference, output_law(case.problem).frame
+    if not isinstance(core(terminal), Gaussian) or not isinstance(core(reference), Gaussian):
+        raise NotApplicable("W2 is closed for Gaussians")
+    (mean, covariance), (mean0, covariance0) = frame.moments(terminal), frame.moments(reference)
+    values, vectors = np.linalg.eigh(covariance0)
+    root = vectors * np.sqrt(values)
+    mixed = np.sqrt(np.linalg.eigvalsh(root.T @ covariance @ root)).sum()
+    square = float((mean - mean0) @ (mean - mean0) + np.trace(covariance + covariance0) - 2 * mixed)
+    found = w2(terminal, reference)
+    error = rounding(np.trace(covariance + covariance0), condition=np.linalg.cond(covariance0) * len(mean))
+    case.identity("W2(p_ft, p_pre)^2, both routes", found**2, square, error)
+    talagrand = 2 * float(values[-1]) * float(case.answers.path_kl)
+    case.bound("W2(p_ft, p_pre)^2 <= 2 s KL(p_ft, p_pre)", found**2, talagrand, error)
+
+
+@PROPOSITION.check(DISCRETE)
+def chain_divergence(case: Case) -> None:
+    """The chain's own laws: their two KLs add up to its D, d_TV stays below the bound; D as the steps vanish."""
+    check_static(case.problem)
+    exact, plain, tilt, error = own_chain(case)
+    bench = Workbench.of(case)
+    ft, pre = (bench.latent.moments(bench.horizon, law) for law in (exact.terminal, exact.reference))
+    gain = tilt.mean_q - plain.law.mean_of(tilt.q)
+    both = gaussian_kl(*ft, *pre) + gaussian_kl(*pre, *ft)
+    case.identity("chain: KL(p_ft, p_pre) + KL(p_pre, p_ft) = D", both, gain, 2 * error)
+    case.bound("chain: smaller KL <= D/2", min(exact.path_kl, both - exact.path_kl), gain / 2, error)
+    if bench.latent.dim == 1:
+        distance = tv(exact.terminal, exact.reference)
+        case.bound("chain: TV(p_ft, p_pre) <= sqrt(D)/2", distance.upper, math.sqrt(gain) / 2, error)
+    rho = bench.latent.rho
+    limit, error = vanishing(case, lambda chain: chain.law.tilt(rho).mean_q - chain.law.mean_of(rho))
+    before = static(case.problem).numbers.before
+    known = float(case.answers.path_kl + case.answers.log_normalizer) - before
+    case.identity("D of the chain as the steps vanish", limit, known, error + static(case.problem).error)
+
+
+@PROPOSITION.check(DISCRETE)
+def atoms(case: Case) -> None:
+    """The bounds for finitely many atoms of p_pre, whose reward is bounded: everything is a sum."""
+    found = atoms_of(case)
+    size = float(np.ptp(found.rho))
+    error = found.error * (1 + size)
+    forward, backward = kl(found.tilted, found.law), kl(found.law, found.tilted)
+    distance = float(tv(found.tilted, found.law))
+    case.identity("atoms: KL(p_ft, p_pre) + KL(p_pre, p_ft) = D", forward + backward, found.divergence, error)
+    case.identity("atoms: KL(p_ft, p_pre)", forward, found.kl, error)
+    half = float(np.abs(found.weights - found.shares).sum()) / 2
+    case.identity("atoms: TV(p_ft, p_pre), both routes", distance, half, error)
+    case.bound("atoms: TV <= sqrt(D)/2", distance, math.sqrt(found.divergence) / 2, error)
+    case.bound("atoms: TV <= tanh(R/4)", distance, math.tanh(size / 4), error)
+    case.bound("atoms: both KL <= R^2/8", max(forward, backward), size**2 / 8, error)
+
+
 def step_route(case: Case, mass: float, size: float) -> tuple[StepRoute, float, str]:
     """A step reward of height size * temperature on that mass of p_pre, with the library's log C; error and origin."""
     check_static(case.problem)
@@ -129,8 +192,8 @@ def distances(case: Case) -> None:
     upper, lower = (Estimate.mean(np.clip(-np.expm1(log_w), 0, None)) for log_w in (-log_ft, log_pre))
     case.sample("TV = E_ft(1 - 1/w)_+ = E_pre(1 - w)_+", upper, lower, scale=1.0)
     forward, backward = Estimate.mean(log_ft), Estimate.mean(log_pre) * -1.0
-    kl = float(case.answers.path_kl)
-    case.sample("KL(p_ft, p_pre) by draws", forward, kl, scale=max(1.0, kl))
+    path_kl = float(case.answers.path_kl)
+    case.sample("KL(p_ft, p_pre) by draws", forward, path_kl, scale=max(1.0, path_kl))
     gain = forward + backward
     root = math.sqrt(max(float(gain.value), 1e-300))
     for label, factor in (("sqrt(D)/2", 0.5), ("sqrt(D/2)", math.sqrt(0.5))):

@@ -13,13 +13,14 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from sdecontrol.claims.base import Case, NotApplicable
+from sdecontrol.claims.base import Case, NotApplicable, rounding
 from sdecontrol.claims.draws import OptimalDraws
 from sdecontrol.claims.latent import COARSER
 from sdecontrol.claims.plain import GaussianSum, Quadric
 from sdecontrol.claims.posterior import exponent, gaussian
 from sdecontrol.claims.quadrature import Array
-from sdecontrol.claims.simulations import Simulations
+from sdecontrol.claims.simulations import LOW, Simulations
+from sdecontrol.moments import Moments
 
 LAW_ACCURACY = 1e-8  # relative, of log densities that the library itself has by a rule over the start
 WIDEST = 4.0  # E w^2 / (E w)^2 up to which weights have an honest standard error
@@ -40,7 +41,8 @@ class Workbench(Simulations):
 
     @cached_property
     def optimal_draws(self) -> OptimalDraws:
-        return OptimalDraws(self.latent, self.paths, self.rng("draws"))
+        share = 2 if self.quick and self.process.dim > LOW else 1
+        return OptimalDraws(self.latent, self.paths // share, self.rng("draws"))
 
     @cached_property
     def optimal_costs(self) -> tuple[Array, Array, float]:
@@ -90,15 +92,51 @@ class Workbench(Simulations):
         smallest = min(float(np.linalg.eigvalsh(c.covariance)[0]) for c in self.latent.data.clouds)
         return math.sqrt(a * a * smallest + h)
 
+    @cached_property
+    def condition(self) -> float:
+        """Of the covariances of the data, the worst."""
+        return max(10.0, *(float(np.linalg.cond(c.covariance)) for c in self.latent.known_data.clouds))
+
     def whole_reward_mean(self, mean: Array, covariance: Array) -> float:
         """E r / temperature for a law on the whole space of these moments."""
         rho = self.whole_reward
         return float(rho(mean) - (rho.curvature * covariance).sum() / 2)
 
+    def chain_reward(self, found: Moments) -> float:
+        """E r(x_K)/temperature of a chain, with the running reward summed at the left end of each step."""
+        means, covariances = found.means.numpy(), found.covariances.numpy()
+        total, running = self.whole_reward_mean(means[-1], covariances[-1]), self.whole_running
+        if running is not None:
+            rates = running(means) - (running.curvature * covariances).sum((1, 2)) / 2
+            total += float(np.diff(found.times) @ rates[:-1])
+        return total
+
+    @cached_property
+    def whole_running(self) -> Quadric | None:
+        """The running reward over the temperature on the whole space. Raises NotApplicable unless it is quadratic."""
+        running = self.problem.running_reward
+        return None if running is None else exponent(running, self.temperature)
+
     @cached_property
     def whole_reward(self) -> Quadric:
         """r/temperature on the whole space. Raises NotApplicable unless it is quadratic."""
         return exponent(self.problem.reward, self.temperature)
+
+
+def compare_with_riccati(case: Case, points: int) -> None:
+    """v against the Riccati equations of affine dynamics, at all times."""
+    bench, rng = Workbench.of(case), case.rng
+    latent, riccati = bench.latent, bench.riccati
+    worst, error, size = 0.0, 0.0, 1.0
+    for t, fine, coarse in zip(bench.times, riccati.fine, riccati.coarse):
+        x = bench.points(t, points, rng)
+        z = latent.encode(t, x)
+        value = case.answers.value(t, x).numpy() / bench.temperature
+        worst = max(worst, float(np.abs(value - fine(z)).max()))
+        size = max(size, float(np.abs(value).max()))
+        error = max(error, float(np.abs(coarse(z) - fine(z)).max()))
+    error += rounding(size, condition=10.0, operations=100 * latent.dim)
+    case.zero("v/temperature - Riccati solution, at all times", worst, error, scale=size)
 
 
 def mild(weights: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The problems that come with the library, by name, and problems from a user's file.
 
 Gaussians and subspaces have closed forms for every quantity, the two-dimensional mixtures add quadrature, the digits
-are real data. Standard and marginal initial laws, VP and VE noising, linear, concave and indefinite rewards are all
-present. Horizons are short in the small problems, so that the initial law matters and forgetting it shows.
+are real data, and an Ornstein-Uhlenbeck process has a running reward. Standard and marginal initial laws, VP and VE
+noising, linear, concave and indefinite rewards are all present. Horizons are short in the small problems, so that the
+initial law matters and forgetting it shows.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sdecontrol.laws import Gaussian, GaussianMixture, Law, SubspaceGaussian
 from sdecontrol.problems.base import Problem
 from sdecontrol.problems.digits import COMPONENTS, digit_subjects
 from sdecontrol.problems.fitted import Subject
-from sdecontrol.processes import ReverseProcess
+from sdecontrol.processes import Affine, DiffusionProcess, ReverseProcess
 from sdecontrol.rewards import Linear, Quadratic, Reward
 from sdecontrol.schedules import VE, VP, Schedule
 
@@ -126,6 +127,15 @@ def _subspace_vp(name: str) -> Subject:
 def _subspace_ve(name: str) -> Subject:
     reward = Linear(np.random.default_rng(9).normal(size=64) / 4)
     return _reverse(name, VE(0.01, 5.0), _subspace_16_in_64(6), reward, temperature=1.0, initial="marginal")
+
+
+@_builtin("quadratic-ou-2d", "Ornstein-Uhlenbeck process in 2-D, Gaussian start, quadratic reward and running reward")
+def _quadratic_ou_2d(name: str) -> Subject:
+    drift = Affine([[-0.8, 0.6], [-0.6, -0.3]], [0.2, -0.1])
+    process = DiffusionProcess(drift, 0.9, Gaussian([0.5, -0.5], [[0.8, 0.2], [0.2, 0.5]]), horizon=1.0)
+    reward = Quadratic([0.6, -0.3], [[0.6, 0.1], [0.1, -0.2]])
+    running = Quadratic([0.2, 0.4], [[0.5, -0.1], [-0.1, 0.8]])
+    return Subject(Problem(process, reward, 0.7, running, name=name))
 
 
 @_builtin("digits-gaussian", "1 797 digits, 29 principal directions, a Gaussian, VP, standard start; ink")

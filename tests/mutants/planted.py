@@ -33,6 +33,7 @@ class Bug:
 VP1, VE1, VP4, VE4 = "gaussian-1d-vp", "gaussian-1d-ve", "gaussian-4d-vp", "gaussian-4d-ve"
 MIX, MIX_VE = "mixture-2d-vp", "mixture-2d-ve"
 SUB, SUB_VE = "subspace-16-in-64-vp", "subspace-16-in-64-ve"
+OU = "quadratic-ou-2d"
 
 SCHEDULES = [
     Bug("g-squared-doubled", "schedules/base.py",
@@ -57,7 +58,7 @@ SCHEDULES = [
         (("prop-3.2",), VE1)),
     Bug("score-weight", "schedules/base.py",
         "return 2 * functions(s).expm1(self._decay(s, s_next))", "return functions(s).expm1(self._decay(s, s_next))",
-        "the exponential integrator's weight of the score, halved", (("prop-3.3",), VP1)),
+        "the exponential integrator's weight of the score, halved", (("prop-3.6",), VP1)),
 ]  # fmt: skip
 
 PROCESSES = [
@@ -76,7 +77,7 @@ PROCESSES = [
         "generation time taken for the noise level", (("prop-3.6",), VP1)),
     Bug("prior-std", "processes.py",
         "return Gaussian(zeros, zeros + eta**2)", "return Gaussian(zeros, zeros + eta)",
-        "the standard prior has variance eta instead of eta^2", (("prop-3.2",), VE4)),
+        "the standard prior has variance eta instead of eta^2", (("prop-3.2",), VE1)),
     Bug("tweedie", "processes.py",
         "self.process.schedule.h(s) * self.field", "self.process.schedule.sigma(s) * self.field",
         "Tweedie's formula with sigma instead of sigma^2", (("eq-3.27",), VP1)),
@@ -100,13 +101,13 @@ PROCESSES = [
 KERNELS = [
     Bug("ancestral-variance", "kernels.py",
         "math.sqrt(v.q if large else v.h_next * v.q / v.h)", "math.sqrt(v.h_next * v.q / v.h if large else v.q)",
-        "the two variances of the ancestral kernel swapped", (("prop-3.6", "prop-3.5"), VP1)),
+        "the two variances of the ancestral kernel swapped", (("prop-3.6",), VP1)),
     Bug("last-step-noisy", "kernels.py",
         "large = self.variance == \"large\" and v.h_next > 0", "large = self.variance == \"large\" or v.h_next == 0",
-        "noise is added in the last step, to the data", (("prop-3.6", "prop-3.5"), VP1)),
+        "noise is added in the last step, to the data", (("prop-3.6",), VP1)),
     Bug("ancestral-weight", "kernels.py",
         "return 1 / v.r, v.q / v.r, math.sqrt(v.q if large", "return 1 / v.r, v.q, math.sqrt(v.q if large",
-        "the ancestral mean weighs the score with q instead of q / r", (("prop-3.6", "prop-3.5"), VP1)),
+        "the ancestral mean weighs the score with q instead of q / r", (("prop-3.6",), VP1)),
     Bug("euler-dt", "kernels.py",
         "math.sqrt(dt) * process.amplitude(t)", "dt * process.amplitude(t)",
         "Euler's noise grows with dt instead of sqrt(dt)", (("prop-3.3",), VP1)),
@@ -126,10 +127,10 @@ KERNELS = [
     Bug("exponential-weight", "kernels.py",
         "weight = process.schedule.score_weight(process.noise_level(t), process.noise_level(t_next))",
         "weight = -process.schedule.score_weight(process.noise_level(t), process.noise_level(t_next))",
-        "the exponential integrator subtracts the score", (("prop-3.3",), VP1)),
+        "the exponential integrator subtracts the score", (("prop-3.6",), VP1)),
     Bug("ddim-weight", "kernels.py",
         "target = v.h_next + v.q / v.r**2", "target = v.h_next + v.q",
-        "DDIM's weight of the score misses a factor of alpha^2", (("prop-3.3",), VP1)),
+        "DDIM's weight of the score misses a factor of alpha^2", (("prop-3.6",), VP1)),
     Bug("exact-gain", "kernels.py",
         "return AffineStep(\n            v.r * shrink,", "return AffineStep(\n            shrink,",
         "the gain of the exact transition misses its ratio of alphas", (("prop-3.6",), VP1)),
@@ -143,14 +144,14 @@ KERNELS = [
 
 STEPS = [
     Bug("control-dt", "step.py",
-        "w = u * transition.dt**0.5", "w = u * transition.dt",
+        "return u * step.dt**0.5", "return u * step.dt",
         "the control shifts the noise by dt u instead of sqrt(dt) u", (("prop-3.3",), VP1)),
     Bug("from-value-units", "step.py",
         "/ (temperature * self.dt**0.5)", "/ temperature",
-        "a value's gradient becomes a control without 1/sqrt(dt)", (("prop-3.5",), VP1)),
+        "a value's gradient becomes a control without 1/sqrt(dt)", (("eq-3.27",), VP1)),
     Bug("from-mean-units", "step.py",
         "return self.transition.unspread(delta) / self.dt**0.5", "return delta / self.dt**0.5",
-        "a shift of the mean becomes a control without division by the step's std", (("prop-3.5",), VP1)),
+        "a shift of the mean becomes a control without division by the step's std", (("eq-3.27",), VP1)),
     Bug("strength-ignored", "controls.py",
         "[(scale, control.shift(step)) for scale, control in self.terms]",
         "[(1.0, control.shift(step)) for scale, control in self.terms]",
@@ -169,7 +170,7 @@ STEPS = [
     Bug("noise-repeats", "noise.py",
         "generator = _generator(self.seed, \"step\", index, chunk)",
         "generator = _generator(self.seed, \"step\", index, 0)",
-        "the noise repeats itself every 32 steps", (("prop-3.6",), MIX)),
+        "the noise repeats itself every 32 steps", (("prop-3.6",), VP1)),
     Bug("coarse-noise", "noise.py",
         "weights = np.sqrt(dt[a:b] / dt[a:b].sum())", "weights = dt[a:b] / dt[a:b].sum()",
         "noise of a coarse step: increments weighted by dt instead of sqrt(dt)", (("prop-3.6",), VP1)),
@@ -199,19 +200,19 @@ PATHS = [
         "the reverse path KL with the forward KL of the initial laws", (("prop-3.3",), VP1)),
     Bug("stderr-without-root-n", "estimate.py",
         "a.std(axis=0, ddof=1) / math.sqrt(len(a))", "a.std(axis=0, ddof=1)",
-        "the standard deviation reported as the standard error", (("prop-3.3",), VP1)),
+        "the standard deviation reported as the standard error", (("lemma-3.1",), VP1)),
     Bug("stderr-with-n", "estimate.py",
         "a.std(axis=0, ddof=1) / math.sqrt(len(a))", "a.std(axis=0, ddof=1) / len(a)",
         "the standard error divided by n instead of sqrt(n)", (("prop-3.3",), VP1)),
     Bug("log-mean-exp", "estimate.py",
         "_plain(top + np.log(ratio.value))", "_plain(np.log(ratio.value))",
-        "the log of a mean weight forgets the maximum it took out", (("prop-3.3",), VP1)),
+        "the log of a mean weight forgets the maximum it took out", (("lemma-3.1",), VP1)),
     Bug("gap-temperature", "evaluate.py",
         "return self.reward / self.temperature - self.path.log_ratio()", "return self.reward - self.path.log_ratio()",
-        "a path's weight forgets the temperature", (("prop-3.6",), VP1)),
+        "a path's weight forgets the temperature", (("prop-3.5",), VP1)),
     Bug("running-reward-end", "evaluate.py",
         "path.observed[:-1].double()", "path.observed[1:].double()",
-        "the running reward is read at the right end of each step", (("prop-3.6",), VP1)),
+        "the running reward is read at the right end of each step", (("prop-3.5",), OU)),
 ]  # fmt: skip
 
 LAWS = [
@@ -255,7 +256,7 @@ LAWS = [
     Bug("mixture-tilt-weights", "laws/mixture.py",
         "log_weights = (self.log_weights + torch.tensor(logs, dtype=torch.float64)).log_softmax(0)",
         "log_weights = self.log_weights",
-        "the tilt of a mixture keeps its weights", (("lemma-3.1", "prop-3.6"), MIX_VE)),
+        "the tilt of a mixture keeps its weights", (("lemma-3.1",), MIX_VE)),
     Bug("posterior-gain", "laws/gaussian.py",
         "spectrum.matrix(a * spectrum.values / noisy)", "spectrum.matrix(spectrum.values / noisy)",
         "clean given noisy: the gain forgets alpha", (("prop-3.6", "lemma-3.1"), VP1)),
@@ -277,7 +278,7 @@ LAWS = [
         "the offset of a subspace is not scaled by alpha", (("prop-3.6",), SUB)),
     Bug("w2-eigenvalues", "laws/distances.py",
         "float((p.eigenvalues.sqrt() - q.eigenvalues.sqrt()).norm())", "float((p.eigenvalues - q.eigenvalues).norm())",
-        "W2 compares variances instead of standard deviations", (("prop-3.7",), VP1)),
+        "W2 compares variances instead of standard deviations", (("prop-3.2",), VP1)),
     Bug("tv-constant", "laws/distances.py",
         "return _exactly(math.erf(distance / math.sqrt(8)),", "return _exactly(math.erf(distance / math.sqrt(2)),",
         "total variation of two Gaussians of equal covariance: 8 became 2", (("prop-3.2",), SUB_VE)),
@@ -311,7 +312,7 @@ REWARDS = [
         "return torch.logaddexp(down, up - self.height / temperature)",
         "a step reward that costs what it should pay", (("lemma-3.1",), VP1)),
     Bug("label-precision", "rewards.py",
-        "precision = _number(\"strength\", strength) / noise**2", "precision = _number(\"strength\", strength) / noise",
+        "precision = self.strength / noise**2", "precision = self.strength / noise",
         "a label's precision is 1/noise instead of 1/noise^2", (("lemma-3.1",), VP1)),
 ]  # fmt: skip
 
@@ -371,7 +372,7 @@ EXACT = [
         "the ratio of two initial laws with the sign of the log determinant flipped", (("prop-3.3",), VP1)),
     Bug("riccati-sign", "exact/continuum_riccati.py",
         "+ s2 * kappa @ kappa - rho_k", "- s2 * kappa @ kappa - rho_k",
-        "the quadratic term of the Riccati equation has the wrong sign", (("prop-3.2",), VP1)),
+        "the quadratic term of the Riccati equation has the wrong sign", (("prop-3.5",), OU)),
     Bug("subspace-control-level", "exact/continuum_subspace.py",
         "self.latent.at(t, self.frame.encode(x, self._scale(t)))", "self.latent.at(t, self.frame.encode(x))",
         "the control on a subspace forgets that the offset is noised too", (("eq-3.27",), SUB)),
