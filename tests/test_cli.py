@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +36,26 @@ def test_verify_writes_a_report_and_ends_with_zero(tmp_path: Path) -> None:
     assert report["counts"]["violated"] == 0
     assert {row["rung"] for row in report["reports"][0]["rows"]} >= {"exact", "monte carlo"}
     assert "| prop-3.6 |" in (tmp_path / "report" / "report.md").read_text()
-    assert report["figures"] == ["terminal-gaussian-1d-vp"]
-    for suffix in ("png", "pdf"):
-        assert (tmp_path / "report" / f"terminal-gaussian-1d-vp.{suffix}").stat().st_size > 5000
+    assert report["figures"] == ["kl-split", "bound-slack", "certificate", "orders", "terminal-gaussian-1d-vp"]
+    page = (tmp_path / "report" / "report.html").read_text()
+    for name in report["figures"]:
+        assert report["captions"][name]
+        assert (tmp_path / "report" / f"{name}.pdf").stat().st_size > 5000
+        assert b64encode((tmp_path / "report" / f"{name}.png").read_bytes()).decode() in page
+    assert not (tmp_path / "report" / ".parts").exists()
 
 
 def test_json_is_the_only_output() -> None:
     code, out, _ = run(*FAST, "--json")
     assert code == 0
     assert json.loads(out)["reports"][0]["claim"] == "prop-3.6"
+
+
+@pytest.mark.parametrize(("options", "tried"), [([], False), (["--mutants"], True)])
+def test_wrong_answers_are_tried_when_asked(options: list[str], tried: bool) -> None:
+    code, out, _ = run("verify", "lemma-3.1", "--problem", "gaussian-1d-vp", "--quick", "--json", *options)
+    report = json.loads(out)
+    assert (code, report["mutants"], bool(report["reports"][0]["mutants"])) == (0, tried, tried)
 
 
 def test_same_seed_same_numbers() -> None:
@@ -119,6 +131,7 @@ BAD = {
     "data with NaN": ("--data {}/nan.npy", "row 0, column 1"),
     "data of unknown kind": ("--data digit", "'digits' or a file"),
     "rank too large": ("--data digits --rank 65", "a rank between 1 and 61"),
+    "nowhere to start over": ("--fresh", "--fresh without --out"),
     "components without data": ("--components 3", "without --data"),
     "folder not writable": ("--out {}/file/below", "cannot be written to"),
 }
@@ -135,7 +148,8 @@ def test_bad_input_is_named_before_any_work(case: str, folder: Path) -> None:
 
 
 def test_interrupt_keeps_what_is_done(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sdecontrol.cli", "verify", "--problem", "gaussian-4d-vp", "--out", str(tmp_path)]
+    options = ["--problem", "gaussian-4d-vp", "--no-mutants", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "sdecontrol.cli", "verify", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()  # the first claim is done

@@ -1,4 +1,4 @@
-"""The files of a report: report.json with every number, report.md with the verdicts first."""
+"""The files of a report: report.json with every number, report.md and report.html with the verdicts first."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from sdecontrol.claims import Report
-from sdecontrol.report import markdown
+from sdecontrol.report import html, markdown
 from sdecontrol.report.atomic import writable_folder, write
 from sdecontrol.report.run import Run
 
 
 def save_run(run: Run, folder: Path) -> None:
-    """Write report.json and report.md. Raises: BadInput when the folder cannot be written to."""
+    """Write report.json, report.md and report.html. Raises: BadInput when the folder cannot be written to."""
     writable_folder(folder)
     write(folder / "report.json", to_json(run.to_dict()))
     write(folder / "report.md", markdown.render(run))
+    write(folder / "report.html", html.render(run, folder))
 
 
 def save_reports(reports: Sequence[Report], folder: Path) -> None:

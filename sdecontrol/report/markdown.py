@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sdecontrol.claims import Report
-from sdecontrol.report.numbers import SIGNS, agreement, duration, error, value
+from sdecontrol.report import mutants
+from sdecontrol.report.numbers import BIASED_MEANS, SIGNS, agreement, allows_for_bias, duration, error, value
 from sdecontrol.report.run import VERDICTS, Run, versions
 
 
 def render(run: Run) -> str:
     """The whole report as markdown."""
-    sections = [_head(run), _matrix(run), _fits(run), _figures(run), _attention(run), _numbers(run)]
+    sections = [_head(run), _matrix(run), _fits(run), _figures(run), _attention(run), _mutants(run), _numbers(run)]
     return "\n".join(line for section in sections for line in section) + "\n"
 
 
@@ -29,7 +30,7 @@ def _head(run: Run) -> list[str]:
         "",
         f"{len(run.ids)} claims on {len(run.problems)} problems: {counts}.{state}",
         "",
-        f"Seed {run.seed}{', quick' if run.quick else ''}; {duration(run.seconds)}; {installed}.",
+        f"Seed {run.checking.seed}{', quick' if run.checking.quick else ''}; {duration(run.seconds)}; {installed}.",
         "",
     ]
 
@@ -50,7 +51,8 @@ def _fits(run: Run) -> list[str]:
 
 
 def _figures(run: Run) -> list[str]:
-    return ["## Figures", "", *(f"![{name}]({name}.png)\n" for name in run.figures)] if run.figures else []
+    lines = [f"![{p.name}]({p.name}.png)\n\n{p.title}. {p.caption}\n" for p in run.figures]
+    return ["## Figures", "", *lines] if lines else []
 
 
 def _attention(run: Run) -> list[str]:
@@ -62,8 +64,14 @@ def _attention(run: Run) -> list[str]:
     return ["## Needs attention", "", *lines, ""] if lines else []
 
 
+def _mutants(run: Run) -> list[str]:
+    lines = [f"- {line}" for line in mutants.summary(run.reports)]
+    return ["## Wrong answers", "", *lines, ""] if lines else []
+
+
 def _numbers(run: Run) -> list[str]:
-    lines = ["## Numbers", ""]
+    marked = any(allows_for_bias(row) for report in run.reports for row in report.rows)
+    lines = ["## Numbers", "", *([f"{BIASED_MEANS}.", ""] if marked else [])]
     for report in run.reports:
         lines += [f"### {report.claim} on {report.problem}: {report.verdict}", "", *_rows(report), ""]
     return lines

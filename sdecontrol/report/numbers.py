@@ -1,4 +1,4 @@
-"""How numbers read, the same in the terminal and in markdown."""
+"""How numbers read, the same in the terminal, in markdown and in HTML."""
 
 from __future__ import annotations
 
@@ -10,10 +10,19 @@ from sdecontrol.estimate import Estimate
 SIGNS = {"holds": "✓", "violated": "✗", "inconclusive": "?", "not applicable": "–"}
 
 
+BIASED = "†"
+BIASED_MEANS = f"{BIASED} z of what is left of the difference after an allowance for discretisation bias (see the note)"
+
+
+def allows_for_bias(row: Row) -> bool:
+    """Whether z is smaller than the difference in standard errors: part of it was put down to discretisation."""
+    return row.z is not None and row.error > 0 and abs(row.z) < (1 - 1e-6) * abs(row.left - row.right) / row.error
+
+
 def agreement(row: Row) -> str:
-    """Digits for a deterministic comparison, z for a stochastic one."""
+    """Digits for a deterministic comparison, z for a stochastic one, marked where bias was allowed for."""
     if row.z is not None:
-        return f"z = {row.z:+.2f}"
+        return f"z = {row.z:+.2f}" + (f" {BIASED}" if allows_for_bias(row) else "")
     if row.digits is not None:
         return f"{row.digits:.1f} digits"
     return ""

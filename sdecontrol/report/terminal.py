@@ -10,7 +10,8 @@ from rich.text import Text
 
 from sdecontrol.claims import Report, Row
 from sdecontrol.claims.base import Z_CRITICAL
-from sdecontrol.report.numbers import SIGNS, agreement, duration, error, value
+from sdecontrol.report import mutants
+from sdecontrol.report.numbers import BIASED_MEANS, SIGNS, agreement, allows_for_bias, duration, error, value
 from sdecontrol.report.run import VERDICTS, Failure, Run
 
 STYLES = {"holds": "green", "violated": "bold red", "inconclusive": "yellow", "not applicable": "dim"}
@@ -53,6 +54,10 @@ def show_summary(console: Console, run: Run) -> None:
             console.print(Text(line, style=STYLES[report.verdict]), soft_wrap=True)
     for failure in run.failures:
         console.print(Text(f"! {failure}", style=STYLES["violated"]), soft_wrap=True)
+    for line in mutants.summary(run.reports):
+        console.print(Text(line), soft_wrap=True)
+    if any(allows_for_bias(row) for report in run.reports for row in report.rows):
+        console.print(Text(BIASED_MEANS, style="dim"), soft_wrap=True)
     for note in run.notes:
         console.print(Text(note, style="dim"), soft_wrap=True)
 
@@ -63,7 +68,7 @@ def _rows(rows: list[Row], with_notes: bool) -> Table:
     table.add_column(width=3)
     table.add_column(width=11, style="dim")
     table.add_column(ratio=1, overflow="fold")
-    for width in (11, 11, 9, 11):
+    for width in (12, 12, 9, 12):
         table.add_column(width=width, justify="right", no_wrap=True)
     for row in rows:
         sign = Text(f"  {SIGNS.get(row.verdict, ' ')}", style=STYLES.get(row.verdict, ""))
