@@ -33,6 +33,7 @@ class Problem:
     running_reward: a Quadratic or a function (t, x (n, *event)) -> (n,), a rate per unit of time, summed at
     the left end of each step.
     temperature: the price of one nat of KL, in units of the reward.
+    exact: how to find the exact answers of this problem; None looks among the families of the library.
     Raises, before any work: BadInput for a temperature that is not positive and finite, for rewards that are
     not callable, of another dimension, or whose answer on two probe points is of a wrong shape or not finite;
     and, where closed forms decide it, ValueBlowUp (the value is infinite before t = 0 is reached; `.time`) or
@@ -43,11 +44,13 @@ class Problem:
     def __init__(
         self, process: Process, reward: Callable[[Tensor], Tensor], temperature: float = 1.0,
         running_reward: Quadratic | Callable[[float, Tensor], Tensor] | None = None, name: str = "",
+        exact: Callable[[Problem], ContinuumExact] | None = None,
     ):  # fmt: skip
         check(isinstance(process, Process), f"a process of type {type(process).__name__}",
               "a ReverseProcess or a DiffusionProcess")  # fmt: skip
         self.process, self.reward, self.running_reward, self.name = process, reward, running_reward, name
         self.temperature = _temperature(temperature)
+        self._find_exact = exact or continuum
         _check_callable("reward", reward)
         _check_dimension("reward", reward, process)
         probe = _probe(process.event_shape).to(process.dtype)
@@ -67,7 +70,7 @@ class Problem:
     @cached_property
     def exact(self) -> ContinuumExact:
         """The exact answers about the continuous problem; NoClosedForm says why where there are none."""
-        return continuum(self)
+        return self._find_exact(self)
 
     def running_rate(self, t: float, x: Tensor) -> Tensor:
         """rho(t, x): (n, *event) -> (n,), per unit of time. Only for problems with a running reward."""

@@ -1,0 +1,67 @@
+"""What a rule for grad h says sample by sample, and how grad log h follows as a ratio with its error.
+
+With weights w = e^F every rule gives grad h = E[w (s + p)], s a score-like weight of mean zero and p a slope along the
+path. Where w varies little so does its product with s, once the mean of w is taken away.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdecontrol.noise import Noise
+from sdecontrol.value.estimate import pareto_k
+from sdecontrol.value.integrand import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """F (n, levels), and for every sample a mean-zero score s and a slope p (n, levels, d): grad h = E[e^F (s + p)]."""
+
+    growth: Tensor
+    score: Tensor
+    slope: Tensor
+    order: int
+
+    def tilted(self) -> tuple[Tensor, Tensor]:
+        """grad log h (levels, d) and its influence (n, levels, d): E[w p] + Cov(w, s), over E w."""
+        n = len(self.growth)
+        w = torch.exp(self.growth - self.growth.amax(0))
+        w = (w / w.mean(0))[..., None]
+        # Cov(w, s): s has mean zero, so w - 1 in the place of w only takes variance away
+        terms = w * self.slope + (w - 1) * self.score * (n / (n - 1))
+        gradient = terms.mean(0)
+        return gradient, terms - gradient * w
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """grad E F (levels, d) and its influence."""
+        n = len(self.growth)
+        terms = self.slope + (self.growth - self.growth.mean(0))[..., None] * self.score * (n / (n - 1))
+        gradient = terms.mean(0)
+        return gradient, terms - gradient
+
+
+class GradientMethod(ABC):
+    """A way to estimate grad v at one row."""
+
+    @abstractmethod
+    def terms(self, task: Task, n: int, noise: Noise) -> Terms:
+        """What n samples say about one row. Raises before sampling where the rule does not apply."""
+
+    def gradient(self, task: Task, n: int, noise: Noise) -> Gradient:
+        """grad log h with what its error is made of."""
+        terms = self.terms(task, n, noise)
+        return Gradient(*terms.tilted(), terms.order, pareto_k(terms.growth[:, 0]))
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """A gradient (levels, d) of one row, its influence (n, levels, d), the order of the step error, the weights' k."""
+
+    levels: Tensor
+    influence: Tensor
+    order: int
+    pareto_k: float

@@ -1,0 +1,198 @@
+"""h(t, x) = E e^{F(x, z)} over standard normals z: what a problem becomes once its noise is written out.
+
+Where the law of Y_T given Y_t = x is known (affine dynamics; Gaussian, mixture or subspace data with their exact
+score; no running reward), z are the normals of one draw of it. Else z are the normals of a chain, preceded by those of
+its leading modes, and F comes on three nested grids whose differences show the step error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdecontrol.errors import NoClosedForm, NotFinite
+from sdecontrol.kernels import Kernel
+from sdecontrol.noise import Noise
+from sdecontrol.problems.base import Problem
+from sdecontrol.time import TimeGrid
+from sdecontrol.value.transition import gaussians
+
+_ELEMENTS = 2**21  # numbers held at once by one evaluation
+
+
+class Integrand(ABC):
+    """F = (r(Y_T) + int rho)/temperature as a function of the start x and of standard normals z.
+
+    dim: number of normals; leading: how many of them, the first ones, carry most of the variance; levels: of steps,
+    finest first; order: of the step error; several: whether e^F is a mean over several laws of Y_T already.
+    chunk: rows of z to be evaluated at once.
+    """
+
+    rows: int
+    dim: int
+    leading: int
+    levels: int
+    order: int
+    chunk: int
+    several = False
+
+    @abstractmethod
+    def ends(self, z: Tensor) -> Tensor:
+        """Outputs Y_T from the first start: (m, dim) -> (m, *event)."""
+
+    @abstractmethod
+    def log_weight(self, z: Tensor) -> Tensor:
+        """F for every start with the same normals: (m, dim) -> (m, levels, rows), float64, differentiable in z."""
+
+    def rough(self, z: Tensor) -> Tensor:
+        """F for every start at the least cost, for pilots and proposals: (m, dim) -> (m, rows)."""
+        return self.log_weight(z)[:, -1]
+
+    @abstractmethod
+    def pairs(self, x: Tensor, z: Tensor) -> Tensor:
+        """F(x_i, z_i), differentiable in x: (m, *event), (m, dim) -> (m, levels)."""
+
+    def draws(self, noise: Noise, stream: str, n: int) -> Iterator[Tensor]:
+        """n rows of `dim` standard normals, in pieces of about `chunk` rows."""
+        return normals(noise, stream, n, self.dim, self.chunk)
+
+
+def normals(noise: Noise, stream: str, n: int, dim: int, chunk: int = 1) -> Iterator[Tensor]:
+    """n rows of standard normals (m, dim) in pieces of at least `chunk` rows, but for the last."""
+    held: list[Tensor] = []
+    for block in noise.blocks(stream, n, (dim,)):
+        held.append(block.normal((dim,))[: block.count])
+        if sum(map(len, held)) >= chunk:
+            yield held[0] if len(held) == 1 else torch.cat(held)
+            held = []
+    if held:
+        yield torch.cat(held)
+
+
+def derived(noise: Noise, label: str) -> Noise:
+    """Independent noise of the same precision, addressed by (seed, label)."""
+    digest = hashlib.blake2b(f"{noise.seed} {label}".encode(), digest_size=8).digest()
+    return replace(noise, seed=int.from_bytes(digest, "little"))
+
+
+def log_weights(integrand: Integrand, pieces: Iterator[Tensor]) -> Tensor:
+    """F on all pieces of normals: (n, levels, rows)."""
+    return torch.cat([integrand.log_weight(z) for z in pieces])
+
+
+class TerminalIntegrand(Integrand):
+    """F(x, z) = log sum_i omega_i(x) exp(r(centre_i(x) + root_i z)/temperature): no time steps."""
+
+    levels, order = 1, 1
+
+    def __init__(self, problem: Problem, t: float, x: Tensor):
+        self.problem, self.x, self.law = problem, x, gaussians(problem, t)
+        self.rows, self.dim = len(x), self.law.roots.shape[2]
+        self.leading, self.several = self.dim, len(self.law.roots) > 1
+        per_draw = len(self.law.roots) * self.law.roots.shape[1] * self.rows
+        self.chunk = max(1, min(_ELEMENTS // per_draw, 2**15 // self.dim))
+        self._shares, self._centres = self.law.log_shares(x), self.law.centres(x)
+        first = self.law.roots[0]
+        square = first.shape[0] == first.shape[1]
+        scalar = square and bool((self.law.roots == first[0, 0] * torch.eye(len(first))).all())
+        self._scale = float(first[0, 0]) if scalar else None
+
+    def ends(self, z: Tensor) -> Tensor:
+        """Those of the first component."""
+        return self._centres[0, 0] + self.spread(z)[0]
+
+    def spread(self, z: Tensor) -> list[Tensor]:
+        """root_i z for each component: k tensors (m, D)."""
+        if self._scale is not None:
+            return [self._scale * z] * len(self.law.roots)
+        return [(root @ z.mT).mT for root in self.law.roots]
+
+    def scaled_reward(self, y: Tensor) -> Tensor:
+        """r/temperature in float64."""
+        return checked(self.problem, self.problem.reward(y.to(self.problem.process.dtype)))
+
+    def log_weight(self, z: Tensor) -> Tensor:
+        spread, columns = self.spread(z), []
+        for shares, centres in zip(self._shares, self._centres):
+            parts = [self.scaled_reward(centre + moved) for centre, moved in zip(centres, spread)]
+            columns.append(parts[0] if len(parts) == 1 else torch.logsumexp(torch.stack(parts, 1) + shares, 1))
+        return torch.stack(columns, 1)[:, None]
+
+    def components(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log omega_i(x) and r_i/temperature at pairs (x, z): (m, k) each."""
+        centres = self.law.centres(x)
+        rewards = [self.scaled_reward(centres[:, i] + moved) for i, moved in enumerate(self.spread(z))]
+        return self.law.log_shares(x), torch.stack(rewards, 1)
+
+    def pairs(self, x: Tensor, z: Tensor) -> Tensor:
+        shares, rewards = self.components(x, z)
+        return torch.logsumexp(shares + rewards, 1, keepdim=True)
+
+
+def checked(problem: Problem, reward: Tensor) -> Tensor:
+    """A reward as r/temperature in float64. Raises NotFinite for NaN or infinite ones."""
+    if not bool(torch.isfinite(reward).all()):
+        raise NotFinite("the reward", 0, problem.process.horizon)
+    return reward.double() / problem.temperature
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is asked: the value of a problem at time t from the rows of x.
+
+    grid: the coarsest of three nested ones. by_paths: take a chain even where the law of Y_T is known.
+    """
+
+    problem: Problem
+    t: float
+    x: Tensor
+    grid: TimeGrid | None = None
+    kernel: Kernel | None = None
+    by_paths: bool = False
+
+    def subset(self, rows: Sequence[int]) -> Task:
+        return replace(self, x=self.x[list(rows)])
+
+    def each(self) -> list[Task]:
+        """One task a row."""
+        return [self.subset([i]) for i in range(len(self.x))]
+
+    @cached_property
+    def integrand(self) -> Integrand:
+        """By the exact law of Y_T where it is known, else by a chain."""
+        if self.by_paths:
+            return self.chain
+        try:
+            return TerminalIntegrand(self.problem, self.t, self.x)
+        except NoClosedForm:
+            return self.chain
+
+    @cached_property
+    def chain(self) -> Any:
+        from sdecontrol.value.paths import PathIntegrand  # it subclasses Integrand: this module cannot import it above
+
+        return PathIntegrand(self.problem, self.x, self.grids, self.kernel or self.problem.process.default_kernel)
+
+    @cached_property
+    def grids(self) -> list[TimeGrid]:
+        """Three nested grids from t to the end, finest first: steps halved twice in equal parts of time."""
+        process = self.problem.process
+        grid = self.grid or process.default_grid
+        times = grid.resolve(process).times[:: 1 if self.grid else 4]
+        rounding = 1e-9 * process.horizon
+        later = [float(s) for s in times if s > self.t + rounding]
+        coarse = TimeGrid.explicit([self.t, *later])
+        return [coarse.refine(4), coarse.refine(2), coarse]
+
+
+def leading_modes(steps: int, dim: int) -> int:
+    """How many modes of a path of `steps` steps in `dim` dimensions are singled out: about 128 normals."""
+    return min(steps, max(2, math.ceil(128 / dim)))

@@ -1,0 +1,73 @@
+"""Which method for which row: a small pilot of each, and the one with the smallest error that can be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sdecontrol.errors import NotDefined, NotFinite
+from sdecontrol.noise import Noise
+from sdecontrol.value.estimate import RELIABLE, LogMean
+from sdecontrol.value.importance import Adapted, Laplace
+from sdecontrol.value.integrand import Task, derived
+from sdecontrol.value.methods import ControlVariates, Method, QuasiMonteCarlo
+
+_PILOT_BY_LAW, _PILOT_BY_PATHS = 4096, 1024
+_APART = 4.0  # standard errors by which a pilot may lie below another one before it is said to miss mass
+
+
+@dataclass(frozen=True)
+class Portfolio(Method):
+    """Each row by the candidate whose pilot promises the smallest error, under fresh noise.
+
+    A candidate counts for a row when its pilot's Pareto k is at most 0.7 and its log h is not below another counted
+    candidate's by 4 standard errors, which is how missing mass shows. Where none counts, the largest effective sample
+    size decides, and the result warns. What no candidate's pilot has seen stays unseen: several separated modes need a
+    control (`ImportanceSampling`). `resorts` cost more, and are tried only where some row has no candidate that counts
+    with a tenth of its pilot effective.
+    """
+
+    candidates: Sequence[Method] = field(default_factory=lambda: (QuasiMonteCarlo(), ControlVariates(), Adapted()))
+    resorts: Sequence[Method] = field(default_factory=lambda: (Laplace(),))
+
+    def run(self, task: Task, n: int, noise: Noise) -> LogMean:
+        size = _PILOT_BY_LAW if task.integrand.levels == 1 else _PILOT_BY_PATHS
+        chosen = self.choose(task, min(n, size), derived(noise, "portfolio pilot"))
+        parts, order = [], []
+        for k, method in enumerate([*self.candidates, *self.resorts]):
+            rows = [row for row, index in enumerate(chosen) if index == k]
+            if rows:
+                parts.append(method.run(task.subset(rows), n, noise))
+                order += rows
+        return LogMean.join(parts, order)
+
+    def choose(self, task: Task, n: int, noise: Noise) -> list[int]:
+        """The index of the chosen one among candidates and resorts, for every row."""
+        pilots = [_pilot(method, task, n, noise) for method in self.candidates]
+        if not bool(_easy(pilots, n).all()):
+            pilots += [_pilot(method, task, n, noise) for method in self.resorts]
+        log_h, error, k, ess = (torch.stack([getattr(p, name) for p in pilots])
+                                for name in ("log_h", "stderr", "pareto_k", "ess"))  # fmt: skip
+        counted = k <= RELIABLE
+        lower = torch.where(counted, log_h - _APART * error, -torch.inf).amax(0)
+        counted &= log_h + _APART * error >= lower
+        by_error = torch.where(counted, error, torch.inf).argmin(0)
+        return torch.where(counted.any(0), by_error, ess.argmax(0)).tolist()
+
+
+def _easy(pilots: Sequence[LogMean], n: int) -> Tensor:
+    """Whether a row has a pilot of small Pareto k with a tenth of its weights effective."""
+    return torch.stack([(p.pareto_k <= RELIABLE) & (p.ess > n / 10) for p in pilots]).any(0)
+
+
+def _pilot(method: Method, task: Task, n: int, noise: Noise) -> LogMean:
+    """The method's result, or one that never counts where the method does not apply."""
+    try:
+        return method.run(task, n, noise)
+    except (NotDefined, NotFinite):
+        rows = torch.zeros(len(task.x), dtype=torch.float64)
+        never: Tensor = rows + torch.inf
+        return LogMean(rows - torch.inf, never, rows, rows - 1, never, n, (method.name,) * len(rows))
