@@ -62,7 +62,7 @@ def test_a_convex_reward_has_no_tilt_below_some_temperature() -> None:
 def test_certificate_tells_the_exact_control_from_a_scaled_one() -> None:
     """Its width under the exact control falls as the root of the step; under 0.9 of it, it does not vanish."""
     problem = closed_problem()
-    (coarse, _), (fine, scaled) = (figures_chains._certificates(problem, 0, finer) for finer in (1, 4))
+    (coarse, _), (fine, scaled) = (figures_chains._certificates(problem, 0, steps) for steps in (200, 800))
     widths = [figures_chains._rms(values) for values in (coarse, fine, scaled)]
     spread = Z / np.sqrt(2 * figures_chains.PATHS)  # of the root mean square of as many normals
     assert 1.6 < widths[0] / widths[1] < 4.4

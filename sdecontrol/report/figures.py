@@ -25,7 +25,7 @@ def drawings(run: Run, subjects: Sequence[Subject], folder: Path) -> Iterator[Pi
     yield from figures_mutants.draw(run.reports, folder)
     yield from figures_kl.split(problems, folder, seed)
     yield from figures_kl.bounds(problems, folder, seed)
-    yield from figures_chains.certificates(problems, folder, seed, run.checking.quick)
+    yield from figures_chains.certificates(problems, folder, seed)
     yield from figures_chains.orders(problems, folder)
     for subject in subjects:
         try:
