@@ -14,7 +14,7 @@ from sdecontrol.claims.base import EXACT, Case, Claim
 from sdecontrol.claims.mutants import MUTANTS, Mutant, Replaced, trials, unless_blind
 from sdecontrol.problems.builtin import resolve
 
-FAST = ("gaussian-1d-vp", "mixture-2d-ve")
+FAST = ("gaussian-1d-vp", "mixture-2d-vp")
 
 
 @pytest.mark.parametrize("name", FAST)

@@ -65,8 +65,8 @@ def certificates(problems: Sequence[Problem], folder: Path, seed: int) -> list[P
     return [Picture(
         "certificate", "Certificate of optimality",
         f"What (3.20) says is 0 on every path of the optimum, on {PATHS:,} paths under the exact control and under "
-        f"{SCALE} of it, from the exact initial law, on {CERTIFICATE_STEPS} steps. Left and right: root mean squares of "
-        f"the two. The width under the exact control is that of the steps.{left_out}",
+        f"{SCALE} of it, from the exact initial law, on {CERTIFICATE_STEPS} steps. Left and right: root mean squares "
+        f"of the two. The width under the exact control is that of the steps.{left_out}",
         wide=len(found) > 2,
     )]  # fmt: skip
 
