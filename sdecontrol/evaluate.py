@@ -1,4 +1,4 @@
-"""Score a control: reward, path KL and distance from the optimum of its own chain, each with a standard error."""
+"""Score a control or a sampler: reward, path KL and distance from its own chain's optimum, with standard errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -57,6 +57,16 @@ class Evaluation:
         return {name: None if e is None else e.to_dict() for name, e in named.items()}
 
 
+@runtime_checkable
+class Scored(Protocol):
+    """A sampler: it draws from the tilt by itself instead of being simulated, and says what can be said of it."""
+
+    def score(
+        self, problem: Problem, *, grid: Any, kernel: Any, n: int, noise: Noise | None, optimum: Estimate | None
+    ) -> Any:
+        """A sc.steering.SamplerEvaluation; `optimum` is temperature * log Z where it is known or shared."""
+
+
 def evaluate(
     problem: Problem,
     control: Any,
@@ -66,13 +76,25 @@ def evaluate(
     kernel: Kernel | None = None,
     n: int = 10_000,
     noise: Noise | None = None,
-) -> Evaluation:
-    """Simulate n paths under (control, initial) and score them against the optimum of their own chain.
+) -> Evaluation | Any:
+    """Simulate n paths under (control, initial) and score them against the optimum of their own chain: an `Evaluation`.
 
+    For a sampler of sc.steering n is its number of samples, and the result is a sc.steering.SamplerEvaluation.
     Raises: NotFinite when a reward is NaN or infinite; whatever `simulate` raises.
     """
+    if isinstance(control, Scored):
+        return _score_sampler(problem, control, initial, _closed_optimum(problem, grid, kernel), grid, kernel, n, noise)
     run = _run(problem, control, initial, grid, kernel, n, noise)
     return _score(run, _closed_optimum(problem, grid, kernel))
+
+
+def _score_sampler(
+    problem: Problem, sampler: Scored, initial: Any, closed: _Optimum | None, grid: Any, kernel: Any, n: int, noise: Any
+) -> Any:  # fmt: skip
+    check(initial is None, f"an initial law beside {sampler!r}", "none",
+          "Give it to the sampler, as in sc.steering.fk(problem, particles, initial=law).")  # fmt: skip
+    optimum = None if closed is None else closed.value
+    return sampler.score(problem, grid=grid, kernel=kernel, n=n, noise=noise, optimum=optimum)
 
 
 @dataclass(frozen=True)
@@ -184,9 +206,9 @@ def _score(run: _Run, optimum: _Optimum | None) -> Evaluation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Evaluations by name, with paired noise and one shared optimum."""
+    """Evaluations by name, with paired noise and one shared optimum; samplers' rows are SamplerEvaluations."""
 
-    rows: dict[str, Evaluation]
+    rows: dict[str, Any]
     temperature: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -198,10 +220,12 @@ class Comparison:
         return render(comparison_table(self))
 
     def plot(self, file: str | FilePath) -> None:
-        """Reward against path KL with error bars, one point a control."""
+        """Reward against path KL with error bars, one point a control; samplers have no path KL and are left out."""
         from sdecontrol.report.figures import reward_against_kl
 
-        reward_against_kl(self, FilePath(file))
+        controls = {name: row for name, row in self.rows.items() if isinstance(row, Evaluation)}
+        check(len(controls) > 0, "samplers only", "a control, which has a path KL")
+        reward_against_kl(Comparison(controls, self.temperature), FilePath(file))
 
 
 def compare(
@@ -216,21 +240,30 @@ def compare(
 ) -> Comparison:
     """Evaluate several controls on the same noise against one optimum; entries are controls or (control, initial law).
 
-    The optimum is the chain's closed form, else the estimate of the row with the largest effective sample size.
+    An entry may also be a sampler of sc.steering, which draws n samples at its own cost. The optimum is the chain's
+    closed form, else the estimate of the control with the largest effective sample size.
     """
     check(len(controls) > 0, "no controls", "a dictionary of name -> control or (control, initial)")
     entries = {name: c if isinstance(c, tuple) else (c, None) for name, c in controls.items()}
     for name, entry in entries.items():
         if len(entry) != 2:
             raise BadInput(f"saw a tuple of {len(entry)} for {name!r}; wanted (control, initial law).")
-    runs = {name: _run(problem, c, initial, grid, kernel, n, noise) for name, (c, initial) in entries.items()}
+    samplers = {name: c for name, (c, _) in entries.items() if isinstance(c, Scored)}
+    controls_only = {name: entry for name, entry in entries.items() if name not in samplers}
+    runs = {name: _run(problem, c, initial, grid, kernel, n, noise) for name, (c, initial) in controls_only.items()}
     optimum = _closed_optimum(problem, grid, kernel)
-    if optimum is None:
+    if optimum is None and runs:
         best = max(runs, key=lambda name: effective_sample_size(runs[name].log_weight))
         estimated = _estimated_optimum(runs[best])
         route = f"log of the mean weight under {best!r}, biased low"
         optimum = _Optimum(Estimate(estimated.value.value, estimated.value.stderr, n, route), None, estimated.influence)
-    table = Comparison({name: _score(run, optimum) for name, run in runs.items()}, problem.temperature)
+    rows = {
+        name: _score(runs[name], optimum)
+        if name in runs
+        else _score_sampler(problem, samplers[name], initial, optimum, grid, kernel, n, noise)
+        for name, (_, initial) in entries.items()
+    }
+    table = Comparison(rows, problem.temperature)
     if show:
         print(table)
     return table

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -33,6 +33,10 @@ class State:
 
     def __init__(self, process: Process, t: float, x: Tensor, field: Tensor):
         self.process, self.t, self.x, self.field = process, t, x, field
+
+    def take(self, rows: Tensor) -> Self:
+        """The same call at some of its rows, in any order and with repetitions; no graph is kept."""
+        return type(self)(self.process, self.t, self.x[rows].detach(), self.field[rows].detach())
 
     @property
     def drift(self) -> Tensor:

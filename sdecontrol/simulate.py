@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -170,7 +171,7 @@ class _Job:
         out.begin(index, count, x)
         looked_at = checked or self.keep or self.observe is not None
         y = x
-        normals = self.noise.steps(index, self.process.event_shape, self.grid.times)
+        normals = self._normals(index, size)
         for k, xi in zip(range(len(self.transitions)), normals, strict=False):
             xi = (xi if rows == size else xi[:rows]).to(self.dtype)
             y, w = self.stepper.advance(k, y, xi)
@@ -184,6 +185,12 @@ class _Job:
                 out.step(index, count, k, x, xi if w is None else xi + w)
         x = self.stepper.position(len(self.transitions), y)
         out.end(index, count, x, PathWeights(log_initial, martingale, energy))
+
+    def _normals(self, index: int, size: int) -> Iterator[Tensor]:
+        """Those of the block's steps; zeros, at no cost, for a chain without noise."""
+        if all(transition.noiseless for transition in self.transitions):
+            return repeat(torch.zeros(1).expand(size, *self.process.event_shape))
+        return self.noise.steps(index, self.process.event_shape, self.grid.times)
 
     def _initial(self, index: int, size: int, count: int) -> Tensor:
         if isinstance(self.start, Tensor):

@@ -85,10 +85,17 @@ def advance(
     if not acts:
         return transition.finish(process, state, transition.mean(state), xi), None
     step = StepView(process, transition, k, state)
-    u = control(step)
-    if u.shape != x.shape:
-        check(
-            False, f"a control of shape {tuple(u.shape)} at step {k} (t = {step.t:.6g})", f"{tuple(x.shape)}, that of x"
-        )
-    w = u * transition.dt**0.5
+    w = noise_shift(step, control)
     return transition.finish(process, state, step.mean, xi + w), w
+
+
+def noise_shift(step: StepView, control: Any) -> Tensor:
+    """w = sqrt(dt) u of a control at this step: (n, *event). Raises BadInput for a control of another shape."""
+    u = control(step)
+    if u.shape != step.x.shape:
+        check(
+            False,
+            f"a control of shape {tuple(u.shape)} at step {step.k} (t = {step.t:.6g})",
+            f"{tuple(step.x.shape)}, that of x",
+        )
+    return u * step.dt**0.5
