@@ -60,7 +60,7 @@ def test_a_convex_reward_has_no_tilt_below_some_temperature() -> None:
 
 
 def test_certificate_tells_the_exact_control_from_a_scaled_one() -> None:
-    """Its width under the exact control falls as the root of the step; under 0.9 of it, it does not vanish."""
+    """Its width under the exact control falls as the root of the step; under half of it, it does not vanish."""
     problem = closed_problem()
     (coarse, _), (fine, scaled) = (figures_chains._certificates(problem, 0, steps) for steps in (200, 800))
     widths = [figures_chains._rms(values) for values in (coarse, fine, scaled)]

@@ -25,7 +25,7 @@ from sdecontrol.time import TimeGrid
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PATHS, SCALE, CERTIFICATE_STEPS = 1_000, 0.9, 100
+PATHS, SCALE, CERTIFICATE_STEPS = 1_000, 0.5, 100
 ROUNDING = 1e-12
 STEPS = [16, 32, 64, 128, 256]
 FRACTION = 0.9  # of the horizon: a closing step to the data is noiseless and has an error of its own
