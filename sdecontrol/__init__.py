@@ -6,7 +6,7 @@
 `import sdecontrol as sc` gives the names below; nothing heavier than torch and scipy is imported.
 """
 
-from sdecontrol import laws, problems
+from sdecontrol import finetune, guidance, laws, problems, steering, value
 from sdecontrol.claims import claims, verify, verify_all
 from sdecontrol.controls import AffineControl, Control, StateControl, StepControl
 from sdecontrol.errors import (
@@ -22,8 +22,10 @@ from sdecontrol.errors import (
 )
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import compare, evaluate
+from sdecontrol.finetune import fit
 from sdecontrol.girsanov import chi_square, effective_sample_size, kl_split, path_kl, renyi, reverse_path_kl
 from sdecontrol.kernels import DDIM, Ancestral, EulerMaruyama, ExactTransition, Exponential, SecondOrder
+from sdecontrol.kernels_flow import Flow, flow_grid
 from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Isotropic, Subspace, SubspaceGaussian
 from sdecontrol.models import Denoiser, NoisePrediction, PerturbedScore, Score
 from sdecontrol.moments import moments
@@ -35,6 +37,7 @@ from sdecontrol.rewards import GaussianLabel, Linear, Quadratic, Step
 from sdecontrol.schedules import VE, VP, Cosine, SubVP, Tabulated
 from sdecontrol.simulate import simulate
 from sdecontrol.time import TimeGrid
+from sdecontrol.value import feynman_kac, solve_hjb, value_gradient
 
 __version__ = "0.1.0"
 
@@ -55,6 +58,7 @@ __all__ = [
     "EulerMaruyama",
     "ExactTransition",
     "Exponential",
+    "Flow",
     "Gaussian",
     "GaussianLabel",
     "GaussianMixture",
@@ -89,6 +93,11 @@ __all__ = [
     "compare",
     "effective_sample_size",
     "evaluate",
+    "feynman_kac",
+    "finetune",
+    "fit",
+    "flow_grid",
+    "guidance",
     "kl_split",
     "laws",
     "moments",
@@ -98,6 +107,10 @@ __all__ = [
     "renyi",
     "reverse_path_kl",
     "simulate",
+    "solve_hjb",
+    "steering",
+    "value",
+    "value_gradient",
     "verify",
     "verify_all",
 ]

@@ -62,7 +62,7 @@ def verify(
 
     one_thread()
     try:
-        selection = Selection(tuple(problem or ()), data, components, rank)
+        selection = Selection(tuple(problem or ()), data, components, rank, quick)
         checking = Checking(seed, quick, not quick if mutants is None else mutants)
         session = _prepare(ids or [], selection, checking, out, workers, fresh)
         session.carry_out(as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,18 +89,30 @@ class Path:
     def replay_weights(self, control: Any, initial: Law | None = None) -> PathWeights:
         """The parts of `replay`; `energy` is along these states, so its mean is taken under this path's own law."""
         if self.states is None or self.noises is None:
-            raise NotDefined('the path kept only its ends; simulate with keep="all" to replay another control on it')
+            raise self._kept_ends_only()
         control = as_control(control)
         log_initial = _log_initial(initial, self.reference_initial, self.initial)
         martingale, energy = torch.zeros_like(log_initial), torch.zeros_like(log_initial)
-        for k, transition in enumerate(self.transitions if control is not None else []):
-            if transition.noiseless:
-                continue
-            state = self.process.state(transition.t, self.states[k], jacobian=control.requires_jacobian)
-            w = control(StepView(self.process, transition, k, state)) * transition.dt**0.5
+        for k, step in self.views(control.requires_jacobian) if control is not None else ():
+            w = control(step) * step.dt**0.5
             energy += half_square(w)
             martingale += inner(w, self.noises[k] - w)
         return PathWeights(log_initial, martingale, energy)
+
+    def views(self, jacobian: bool = False) -> Iterator[tuple[int, StepView]]:
+        """(k, step k as a control saw it) along these states, for the steps that a control acts on.
+
+        Raises: NotDefined unless the path was kept (keep="all").
+        """
+        if self.states is None:
+            raise self._kept_ends_only()
+        for k, transition in enumerate(self.transitions):
+            if not transition.noiseless:
+                state = self.process.state(transition.t, self.states[k], jacobian=jacobian)
+                yield k, StepView(self.process, transition, k, state)
+
+    def _kept_ends_only(self) -> NotDefined:
+        return NotDefined('the path kept only its ends; simulate with keep="all" to replay another control on it')
 
     def initial_kl(self) -> Estimate:
         """KL(nu || p_noise): closed where both laws allow it, else the mean of the log density ratio."""

@@ -1,0 +1,63 @@
+"""Learning controls and initial laws: `fit`, its losses, families and scores."""
+
+from sdecontrol.finetune.batch import Batch, Loss
+from sdecontrol.finetune.checkpoint import FitRecord
+from sdecontrol.finetune.divergence import CrossEntropy, LogVariance, TrajectoryBalance
+from sdecontrol.finetune.families import (
+    Added,
+    AffineFamily,
+    DenoiserFamily,
+    DiagonalFamily,
+    Family,
+    Frozen,
+    MLPFamily,
+    PulledFamily,
+)
+from sdecontrol.finetune.features import Cosines, Decays, GridTimes, Polynomials, TimeFeatures
+from sdecontrol.finetune.fit import adam, constant, cosine, fit
+from sdecontrol.finetune.initial_law import AffineStart, InitialEntropy, fit_initial
+from sdecontrol.finetune.matching import AdjointMatching
+from sdecontrol.finetune.pathwise import RelativeEntropy, TorchsdeAdjoint
+from sdecontrol.finetune.regression import ValueRegression
+from sdecontrol.finetune.score import control_error
+from sdecontrol.finetune.soc_matching import Reparametrisation, SOCMatching
+from sdecontrol.finetune.values import NetworkValue, QuadraticValue, ValueFamily
+
+__all__ = [
+    "Added",
+    "AdjointMatching",
+    "AffineFamily",
+    "AffineStart",
+    "Batch",
+    "Cosines",
+    "CrossEntropy",
+    "Decays",
+    "DenoiserFamily",
+    "DiagonalFamily",
+    "Family",
+    "FitRecord",
+    "Frozen",
+    "GridTimes",
+    "InitialEntropy",
+    "LogVariance",
+    "Loss",
+    "MLPFamily",
+    "NetworkValue",
+    "Polynomials",
+    "PulledFamily",
+    "QuadraticValue",
+    "RelativeEntropy",
+    "Reparametrisation",
+    "SOCMatching",
+    "TimeFeatures",
+    "TorchsdeAdjoint",
+    "TrajectoryBalance",
+    "ValueFamily",
+    "ValueRegression",
+    "adam",
+    "constant",
+    "control_error",
+    "cosine",
+    "fit",
+    "fit_initial",
+]
