@@ -80,7 +80,7 @@ class Report:
         return asdict(self)
 
     def save(self, directory: str | FilePath) -> None:
-        """report.json and report.md in `directory`, written atomically."""
+        """report.html, report.md and report.json in `directory`, written atomically."""
         from sdecontrol.report.files import save_reports
 
         save_reports([self], FilePath(directory))

@@ -9,9 +9,11 @@ from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, No
 from sdecontrol.claims.local import Step, order_row, rms, steps_at
 from sdecontrol.claims.quadrature import Array
 from sdecontrol.claims.workbench import Workbench, no_running_reward
+from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import total_reward
 from sdecontrol.laws import Dirac
 from sdecontrol.moments import moments
+from sdecontrol.processes import ReverseProcess
 
 POINTS = 8
 
@@ -141,6 +143,27 @@ def mean_by_paths(case: Case) -> None:
     case.sample(f"t = {t:.3g}: E[r|y] / temperature as the steps vanish", found, truth, bias=bias, scale=size)
     value = float(case.answers.value(t, x)) / bench.temperature
     case.sample_bound(f"t = {t:.3g}: E[r|y] <= v, over the temperature", found, value + bias)
+
+
+@CLAIM.check(MONTE_CARLO)
+def mean_by_posterior_draws(case: Case) -> None:
+    """Exact scores: E[r|y] over the library's draws of Y_T given Y_t = y, against the second route's; below v."""
+    no_running_reward(case)
+    bench, latent, process = Workbench.of(case), Workbench.of(case).latent, case.problem.process
+    if not isinstance(process, ReverseProcess) or not process.has_exact_score:
+        raise NotApplicable("the posterior is known for exact scores")
+    t = bench.middle
+    (a, h), x = latent.level(t), latent.draw(t, 1, case.rng)
+    posterior, rewards = process.data_law.posterior(a, h), []
+    for block in case.noise.blocks("posterior", bench.draws, process.event_shape):
+        drawn = posterior.draw(x.expand(block.size, -1), block)[: block.count]
+        rewards.append(case.problem.reward(drawn).double() / bench.temperature)
+    reward = torch.cat(rewards)
+    truth = float(latent.clean(t).mean(latent.rho, latent.encode(t, x))[0])
+    found = Estimate.mean(reward)
+    case.sample(f"t = {t:.3g}: E[r|y] / temperature by the posterior", found, truth, scale=float(reward.std()))
+    value = float(case.answers.value(t, x)) / bench.temperature
+    case.sample_bound(f"t = {t:.3g}: E[r|y] by the posterior <= v, over the temperature", found, value)
 
 
 def _mean_reward(bench: Workbench, step: Step) -> Array:

@@ -56,9 +56,13 @@ class Workbench(Simulations):
     @cached_property
     def middle(self) -> float:
         """The time at which a third of the posterior variance is left: there the optimum has most to do."""
+        return self.narrowed(3)
+
+    def narrowed(self, factor: float) -> float:
+        """The time at which the posterior variance is that of the start over `factor`; half-way without data."""
         if self.latent.data is None:
             return self.horizon / 2
-        return self.horizon - self.latent.level_at_share(self.latent.share(0.0) / 3)
+        return self.horizon - self.latent.level_at_share(self.latent.share(0.0) / factor)
 
     # ------------------------------------------------------------------ points
 
