@@ -44,6 +44,7 @@ def panel(ax: Axes, problem: dict[str, Any]) -> None:
     for target in problem["targets"]:
         ax.axhline(target, color="0.6", lw=0.8, ls=":")
     ax.set(xscale="log", yscale="log", xlabel=f"seconds for {problem['paths']:,} samples", ylabel="relative law error")
+    ax.xaxis.set_minor_formatter("")  # decades are enough
     ax.set_title(problem["title"])
 
 
