@@ -14,7 +14,7 @@ from sdecontrol.claims.static import draws_exactly
 from sdecontrol.claims.workbench import Workbench, no_running_reward
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import total_reward
-from sdecontrol.moments import moments
+from sdecontrol.moments import Moments, moments
 from sdecontrol.noise import Noise
 
 NOISES = 4096  # normals of a step, all in one path
@@ -25,16 +25,15 @@ STEPS, LAGS = 24, 40
 def simulated_chain(case: Case) -> None:
     """Affine problems: simulated moments of Y_T and the mean certificate, against the exact ones of the same chain."""
     no_running_reward(case)
-    bench, process = Workbench.of(case), case.problem.process
-    control, initial = bench.pair("optimum")
-    exact = moments(process, process.default_kernel, bench.grid(), initial, control)
+    bench = Workbench.of(case)
+    exact = _chain(bench, level=1)
     path = bench.path("optimum")
     direction = _direction(bench, exact.means[-1])
     along = path.terminal.double() @ direction
     mean, variance = float(direction @ exact.means[-1]), float(direction @ exact.covariances[-1] @ direction)
     case.sample("mean of Y_T along grad r", bench.mean(along - mean), 0.0, scale=math.sqrt(variance))
     case.sample("variance of Y_T along grad r", bench.mean((along - mean) ** 2), variance)
-    truth = _chain_residual(bench, case, level=1)
+    truth = _chain_residual(bench, exact)
     residual = bench.mean(_residual(bench, level=1))
     title = "certificate: mean of r/temperature - log ratio - log C"
     case.sample(title, residual, truth, scale=max(1.0, exact.kl), note="scale: the path KL, at least one nat")
@@ -67,7 +66,8 @@ def pathwise_certificate(case: Case) -> None:
     weights = {level: bench.start_weights(bench.path("optimum", level)) for level in LEVELS}
     mean, bias = bench.extrapolated(lambda level: weights[level] * _residual(bench, level), size)
     if bench.affine:  # the same extrapolation of the exact chains: no allowance is needed
-        truth = 2 * _chain_residual(bench, case, LEVELS[2]) - _chain_residual(bench, case, LEVELS[1])
+        coarse, fine = (_chain_residual(bench, _chain(bench, level)) for level in LEVELS[1:])
+        truth = 2 * fine - coarse
         case.sample("mean of R, extrapolated from two chains", mean, truth, scale=size)
     else:
         case.sample("mean of R as the steps vanish", mean, 0.0, bias=bias, scale=size)
@@ -111,12 +111,16 @@ def draws_of_the_tilt(case: Case) -> None:
     case.sample("E r / temperature over draws of p_ft", Estimate.mean(reward), truth, scale=float(reward.std()))
 
 
-def _chain_residual(bench: Workbench, case: Case, level: int) -> float:
-    """E[r/temperature - log ratio] - log C of an affine chain under the optimum, exactly."""
-    process = case.problem.process
-    exact = moments(process, process.default_kernel, bench.grid(level), *reversed(bench.pair("optimum")))
+def _chain(bench: Workbench, level: int) -> Moments:
+    """The exact moments of the affine chain under the optimum."""
+    control, initial = bench.pair("optimum")
+    return moments(bench.process, bench.process.default_kernel, bench.grid(level), initial, control)
+
+
+def _chain_residual(bench: Workbench, exact: Moments) -> float:
+    """E[r/temperature - log ratio] - log C of an affine chain, exactly."""
     reward = bench.whole_reward_mean(exact.means[-1].numpy(), exact.covariances[-1].numpy())
-    return reward - exact.kl - float(case.answers.log_normalizer)
+    return reward - exact.kl - float(bench.answers.log_normalizer)
 
 
 def _direction(bench: Workbench, centre: torch.Tensor) -> torch.Tensor:

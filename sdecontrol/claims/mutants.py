@@ -80,13 +80,14 @@ def trials(claim: Claim, problem: Problem, quick: bool, seed: int) -> list[dict[
 
     A quick case is tried first: what it rejects needs no more paths.
     """
-    sizes = [True] if quick else [True, False]
     found = []
     for mutant in MUTANTS:
-        if mutant.concerns(claim, problem) and mutant.case(claim, problem, True, seed) is not None:
-            cases = (mutant.case(claim, problem, size, seed) for size in sizes)
-            doubts = (claim.first_doubt(case) for case in cases if case is not None)
-            found.append(_trial(mutant.name, next((doubt for doubt in doubts if doubt is not None), None)))
+        case = mutant.case(claim, problem, True, seed) if mutant.concerns(claim, problem) else None
+        if case is not None:
+            doubt = claim.first_doubt(case)
+            if doubt is None and not quick:
+                doubt = claim.first_doubt(Case(claim, problem, case.answers, False, seed))
+            found.append(_trial(mutant.name, doubt))
     if claim.id not in _PRECISE:
         spread = _SpreadForError(claim, problem, None, quick, seed)
         doubt = claim.first_doubt(spread, [MONTE_CARLO], [VIOLATED, INCONCLUSIVE])

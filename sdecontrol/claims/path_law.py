@@ -14,6 +14,7 @@ from sdecontrol.claims.draws import extrapolated
 from sdecontrol.claims.ode import Measured, check_smooth
 from sdecontrol.claims.posterior import gaussian, gaussian_kl, tilted_mass
 from sdecontrol.claims.quadrature import Array
+from sdecontrol.claims.schedule_chain import distance
 from sdecontrol.claims.static import log_density
 from sdecontrol.claims.workbench import Workbench, no_running_reward
 from sdecontrol.laws.base import symmetric_root
@@ -168,13 +169,6 @@ def chain_of_its_own(case: Case) -> None:
     case.identity("log Z of the chain", exact.log_normalizer, tilt.log_mass, error)
     case.zero("chain's p_ft - tilt, in standard deviations", distance(terminal, own), error)
     case.identity("chain's KL(P*||P) = KL(p_ft||p_pre)", exact.path_kl, gaussian_kl(own, reference), error)
-
-
-def distance(first: tuple[Array, Array], second: tuple[Array, Array]) -> float:
-    """Largest difference of means and covariances, in units of the second law's standard deviations."""
-    deviation = np.sqrt(np.diag(second[1]))
-    gap = np.abs((first[0] - second[0]) / deviation).max()
-    return max(float(gap), float(np.abs((first[1] - second[1]) / np.outer(deviation, deviation)).max()))
 
 
 def _apart(bench: Workbench, name: str, law: tuple[Array, Array], k: int = -1) -> Measured:
