@@ -17,7 +17,7 @@ import torch
 import sdecontrol as sc
 from experiments.record import record
 from sdecontrol import guidance
-from sdecontrol.claims.posterior import gaussian_kl
+from sdecontrol.claims.routes.posterior import gaussian_kl
 from sdecontrol.simulate import prepare
 from sdecontrol.step import StepView
 

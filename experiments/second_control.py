@@ -14,7 +14,7 @@ import torch
 
 import sdecontrol as sc
 from experiments.record import record
-from sdecontrol.claims.posterior import gaussian_kl
+from sdecontrol.claims.routes.posterior import gaussian_kl
 from sdecontrol.problems.second import initial_law_problem
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)

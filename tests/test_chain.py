@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 import sdecontrol as sc
 from sdecontrol.errors import BadInput, NoClosedForm, NoTilt, ValueBlowUp
-from sdecontrol.exact.chain import ChainExact, exact_chain
+from sdecontrol.exact.chain.optimum import ChainExact, exact_chain
 from sdecontrol.moments import moments
 from sdecontrol.orders import observed_order
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sdecontrol.claims.base import get_claim
-from sdecontrol.claims.latent import Latent
-from sdecontrol.claims.posterior import gaussian_kl
+from sdecontrol.claims.routes.latent import Latent
+from sdecontrol.claims.routes.posterior import gaussian_kl
 from sdecontrol.controls import StateControl
 from sdecontrol.kernels import (
     DDIM,
@@ -46,7 +46,7 @@ MODULES = (
     "stability",
 )
 for module in MODULES:
-    importlib.import_module(f"sdecontrol.claims.{module}")
+    importlib.import_module(f"sdecontrol.claims.entropy.{module}")
 IDS = ("prop-3.3", "eq-3.13", "prop-3.4", "prop-3.5", "prop-3.6", "eq-3.24", "eq-3.27", "eq-3.28", "prop-3.7")
 DYNAMIC = ("prop-3.3", "eq-3.13", "prop-3.5", "prop-3.6", "eq-3.24", "eq-3.27", "eq-3.28")
 WITH_RUNNING_REWARD = ("prop-3.3", "eq-3.13", "prop-3.5")  # the others speak of the tilt by r(Y_T) alone

@@ -6,14 +6,14 @@ import torch
 from scipy import stats
 
 from sdecontrol.claims.base import Case, get_claim
-from sdecontrol.claims.differences import Slopes, divergence
-from sdecontrol.claims.draws import OptimalDraws, TimeRule, clenshaw_curtis, extrapolated
-from sdecontrol.claims.kernels_one_step import moments_of, next_state
-from sdecontrol.claims.latent import Latent
-from sdecontrol.claims.local import HALVINGS, normal_rule, order_row, take_step, vanishing_row
-from sdecontrol.claims.ode import LinearSDE, Member, MomentFlow, Riccati
-from sdecontrol.claims.plain import Cloud, GaussianSum, Quadric
-from sdecontrol.claims.posterior import Clean, gaussian, gaussian_kl, noised, rule, score
+from sdecontrol.claims.entropy.kernels_one_step import moments_of, next_state
+from sdecontrol.claims.routes.differences import Slopes, divergence
+from sdecontrol.claims.routes.draws import OptimalDraws, TimeRule, clenshaw_curtis, extrapolated
+from sdecontrol.claims.routes.latent import Latent
+from sdecontrol.claims.routes.local import HALVINGS, normal_rule, order_row, take_step, vanishing_row
+from sdecontrol.claims.routes.ode import LinearSDE, Member, MomentFlow, Riccati
+from sdecontrol.claims.routes.plain import Cloud, GaussianSum, Quadric
+from sdecontrol.claims.routes.posterior import Clean, gaussian, gaussian_kl, noised, rule, score
 from sdecontrol.controls import StateControl
 from sdecontrol.kernels import EulerMaruyama, ExactTransition, SecondOrder
 from sdecontrol.laws import Gaussian, GaussianMixture

@@ -14,7 +14,6 @@ import torch
 from scipy import integrate, stats
 
 import sdecontrol as sc
-from sdecontrol.claims import reconstruction, rejection, tilt_bounds
 from sdecontrol.claims.base import (
     DISCRETE,
     EXACT,
@@ -28,15 +27,16 @@ from sdecontrol.claims.base import (
     Report,
     get_claim,
 )
-from sdecontrol.claims.f_problem import DIVERGENCES, optimised
-from sdecontrol.claims.output import output_law
-from sdecontrol.claims.perturbed import gaussian_kl
-from sdecontrol.claims.plain import Cloud, GaussianSum, Quadric
-from sdecontrol.claims.quadrature import NormalLine, exponential_moments
-from sdecontrol.claims.reconstruction import biased_shift, normal_tv
-from sdecontrol.claims.rejection import supremum
-from sdecontrol.claims.schedule_chain import own_chain
-from sdecontrol.claims.schedule_formulas import log_alpha_and_h, prior_variance
+from sdecontrol.claims.entropy import reconstruction, rejection, tilt_bounds
+from sdecontrol.claims.entropy.reconstruction import biased_shift, normal_tv
+from sdecontrol.claims.entropy.rejection import supremum
+from sdecontrol.claims.routes.f_problem import DIVERGENCES, optimised
+from sdecontrol.claims.routes.output import output_law
+from sdecontrol.claims.routes.perturbed import gaussian_kl
+from sdecontrol.claims.routes.plain import Cloud, GaussianSum, Quadric
+from sdecontrol.claims.routes.quadrature import NormalLine, exponential_moments
+from sdecontrol.claims.routes.schedule_chain import own_chain
+from sdecontrol.claims.routes.schedule_formulas import log_alpha_and_h, prior_variance
 from sdecontrol.estimate import Estimate
 from sdecontrol.laws import KL, DiscreteLaw, f_tilt, surrogate, w2
 from sdecontrol.problems.builtin import BUILTIN, resolve

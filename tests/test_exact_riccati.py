@@ -10,7 +10,7 @@ import torch
 from exact_oracles import hjb_residual, moments
 
 from sdecontrol.errors import NoClosedForm, NoTilt, ValueBlowUp
-from sdecontrol.exact.continuum_riccati import RiccatiExact
+from sdecontrol.exact.continuum.riccati import RiccatiExact
 from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, kl
 from sdecontrol.models import PerturbedScore
 from sdecontrol.problems.base import Problem

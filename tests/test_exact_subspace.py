@@ -10,7 +10,7 @@ import torch
 from exact_oracles import gaussian_kl, hjb_residual, vp
 
 from sdecontrol.errors import NoClosedForm
-from sdecontrol.exact.continuum_subspace import SubspaceControl
+from sdecontrol.exact.continuum.subspace import SubspaceControl
 from sdecontrol.laws import (
     Dirac,
     Gaussian,

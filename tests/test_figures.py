@@ -10,7 +10,7 @@ import pytest
 import sdecontrol as sc
 from sdecontrol.claims import Report
 from sdecontrol.errors import NoClosedForm
-from sdecontrol.exact.continuum_base import ContinuumExact
+from sdecontrol.exact.continuum.base import ContinuumExact
 from sdecontrol.laws import kl, tv
 from sdecontrol.orders import observed_order
 from sdecontrol.problems.builtin import resolve

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from sdecontrol.errors import BadInput, NoClosedForm, check
-from sdecontrol.exact.continuum import continuum
-from sdecontrol.exact.continuum_base import ContinuumExact
+from sdecontrol.exact.continuum.base import ContinuumExact
+from sdecontrol.exact.continuum.families import continuum
 from sdecontrol.processes import Process
 from sdecontrol.rewards import Quadratic, Reward
 
 if TYPE_CHECKING:
-    from sdecontrol.exact.chain_base import ChainAnswers
+    from sdecontrol.exact.chain.base import ChainAnswers
     from sdecontrol.kernels import Kernel
     from sdecontrol.time import TimeGrid
 
@@ -94,7 +94,7 @@ class Discretised:
     @cached_property
     def exact(self) -> ChainAnswers:
         """The exact answers about the chain."""
-        from sdecontrol.exact.chain import exact_chain
+        from sdecontrol.exact.chain.optimum import exact_chain
 
         return exact_chain(self.problem, self.kernel, self.grid)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sdecontrol.errors import UnknownName, check
-from sdecontrol.exact.continuum_log_quadratic import AMPLITUDE, LogQuadraticExact, LogQuadraticReward
-from sdecontrol.exact.continuum_separable import SeparableExact
+from sdecontrol.exact.continuum.log_quadratic import AMPLITUDE, LogQuadraticExact, LogQuadraticReward
+from sdecontrol.exact.continuum.separable import SeparableExact
 from sdecontrol.exact.line_spectrum import LineSpectrum
 from sdecontrol.laws import Dirac, Gaussian, GaussianMixture
 from sdecontrol.problems.base import Problem

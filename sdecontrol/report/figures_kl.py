@@ -12,7 +12,7 @@ import torch
 
 from sdecontrol.errors import NoClosedForm, NoTilt
 from sdecontrol.estimate import Estimate
-from sdecontrol.exact.continuum_base import ContinuumExact
+from sdecontrol.exact.continuum.base import ContinuumExact
 from sdecontrol.laws import Law, TiltedLaw
 from sdecontrol.noise import Noise
 from sdecontrol.problems.base import Problem

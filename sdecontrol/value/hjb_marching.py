@@ -19,7 +19,7 @@ from scipy.linalg import expm
 from torch import Tensor
 
 from sdecontrol.errors import NotFinite, check
-from sdecontrol.exact.continuum_base import BlowUp
+from sdecontrol.exact.continuum.base import BlowUp
 from sdecontrol.processes import Process
 from sdecontrol.value.hjb_axes import along
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sdecontrol.errors import NotDefined
-from sdecontrol.exact.continuum_base import BlowUp
+from sdecontrol.exact.continuum.base import BlowUp
 from sdecontrol.laws import Law, TiltedLaw
 from sdecontrol.processes import ReverseProcess
 from sdecontrol.rewards import Reward, Step

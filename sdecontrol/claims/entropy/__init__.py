@@ -1,0 +1,43 @@
+"""Tang, arXiv 2403.06279, section 3: statement by statement. Importing registers the claims in the paper's order."""
+
+from sdecontrol.claims.entropy import (  # isort: skip  (the order is that of the paper)
+    tilt,
+    rejection,
+    tilt_bounds,
+    reconstruction,
+    girsanov_identity,
+    local_paths,
+    separation,
+    initial_law,
+    hjb,
+    path_law,
+    kernels_one_step,
+    certificate,
+    feynman_kac,
+    units,
+    swap,
+    second_control,
+    stability,
+    f_divergence,
+)
+
+__all__ = [
+    "certificate",
+    "f_divergence",
+    "feynman_kac",
+    "girsanov_identity",
+    "hjb",
+    "initial_law",
+    "kernels_one_step",
+    "local_paths",
+    "path_law",
+    "reconstruction",
+    "rejection",
+    "second_control",
+    "separation",
+    "stability",
+    "swap",
+    "tilt",
+    "tilt_bounds",
+    "units",
+]
