@@ -1,4 +1,4 @@
-"""The command line: `sdecontrol verify`, `list` and `doctor`. The library is imported inside the commands."""
+"""`sdecontrol verify`: check claims on problems."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from sdecontrol.cli.app import app
 from sdecontrol.errors import BadInput, SDEControlError, UnknownName
 
 if TYPE_CHECKING:
     from sdecontrol.report.run import Checking
     from sdecontrol.report.selection import Selection
     from sdecontrol.report.session import Session
-
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Diffusion guidance and fine-tuning as stochastic control.",
-    pretty_exceptions_enable=False,
-)  # fmt: skip
 
 
 @app.command()
@@ -72,47 +68,6 @@ def verify(
     raise typer.Exit(session.run.exit_code)
 
 
-@app.command(name="list")
-def list_names() -> None:
-    """The claims and the built-in problems."""
-    from rich.table import Table
-
-    from sdecontrol.claims import claims
-    from sdecontrol.problems.builtin import BUILTIN
-
-    console = Console()
-    table = Table("claim", "statement", "source", title="Claims")
-    for claim in claims():
-        table.add_row(claim.id, claim.title, claim.source)
-    console.print(table)
-    table = Table("problem", "what it is", title="Problems")
-    for entry in BUILTIN.values():
-        table.add_row(entry.name, entry.description)
-    console.print(table)
-
-
-@app.command()
-def doctor() -> None:
-    """Versions, threads and which extras are installed."""
-    import os
-
-    import torch
-
-    from sdecontrol.report.run import PACKAGES, versions
-
-    extras = {"data": ("scikit-learn",), "sd": ("diffusers", "transformers", "peft"), "bench": ("jax", "diffrax")}
-    console = Console()
-    for name, number in versions((*PACKAGES, "matplotlib", "rich", "typer")).items():
-        console.print(f"{name:14s} {number}", highlight=False)
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    console.print(f"{'cores':14s} {os.cpu_count()}, torch uses {torch.get_num_threads()} threads", highlight=False)
-    console.print(f"{'cuda':14s} {cuda}", highlight=False)
-    for extra, packages in extras.items():
-        missing = [name for name, number in versions(packages).items() if number == "not installed"]
-        state = "ready" if not missing else f"missing {', '.join(missing)}: pip install 'sdecontrol[{extra}]'"
-        console.print(f"extra {extra:8s} {state}", highlight=False, markup=False, soft_wrap=True)
-
-
 def _prepare(
     ids: list[str], selection: Selection, checking: Checking, out: Path | None, workers: int | None, fresh: bool
 ) -> Session:
@@ -134,11 +89,3 @@ def _prepare(
     fits = {subject.problem.name: str(subject.fit) for subject in subjects if subject.fit is not None}
     run = Run(list(dict.fromkeys(ids)) or known, [subject.problem.name for subject in subjects], checking, fits)
     return Session(run, selection, subjects, out, workers, fresh)
-
-
-def main() -> None:
-    app()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,13 @@
+"""The command line, one command a file. The library is imported inside the commands, so that help is instant."""
+
+from sdecontrol.cli import (  # isort: skip  (the order in which help lists them)
+    verify,
+    inspect,
+)
+from sdecontrol.cli.app import app
+
+__all__ = ["app", "inspect", "main", "verify"]
+
+
+def main() -> None:
+    app()
