@@ -107,7 +107,7 @@ def adam(control: nn.Module, loss: Loss, rate: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(groups)
 
 
-def batch_of(batch: Batch, iteration: int) -> Batch:
+def batch_of(batch: Any, iteration: int) -> Any:
     """The same batch with the noise of one iteration: a seed hashed from (seed, iteration)."""
     digest = hashlib.blake2b(f"fit {batch.noise.seed} {iteration}".encode(), digest_size=8).digest()
     return replace(batch, noise=replace(batch.noise, seed=int.from_bytes(digest, "little")))
@@ -121,12 +121,15 @@ def _dtype(module: nn.Module) -> torch.dtype:
 
 @dataclass
 class Training:
-    """Iterations of an optimiser on a loss of addressed batches."""
+    """Iterations of an optimiser on a loss of addressed batches.
+
+    batch: a frozen dataclass with a field `noise`; iteration i sees it with the noise of its own address.
+    """
 
     learned: nn.Module
-    loss: Loss
-    objective: Callable[[Batch], Tensor]
-    batch: Batch
+    loss: nn.Module
+    objective: Callable[[Any], Tensor]
+    batch: Any
     steps: int
     optimiser: torch.optim.Optimizer
     decay: Decay
