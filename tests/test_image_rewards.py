@@ -55,7 +55,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, projection_dim=24)
     config = CLIPConfig(
-        text_config={**small, "vocab_size": 514, "max_position_embeddings": 16, "eos_token_id": 513, "bos_token_id": 512},
+        text_config={**small, "vocab_size": 514, "max_position_embeddings": 16, "eos_token_id": 513},
         vision_config={**small, "image_size": SIDE, "patch_size": 8}, projection_dim=24,
     )  # fmt: skip
     CLIPModel(config).save_pretrained(folder)
@@ -192,7 +192,8 @@ def test_description_alignment_is_the_recall_of_the_prompt(captioner: tuple[Path
         assert caption
         with torch.no_grad():
             said, wanted = (
-                encoder(**words(text, return_tensors="pt")).last_hidden_state[0, 1:-1] for text in (caption, "a bold three")
+                encoder(**words(text, return_tensors="pt")).last_hidden_state[0, 1:-1]
+                for text in (caption, "a bold three")
             )
         best = [max(float(torch.cosine_similarity(w, s, dim=0)) for s in said) for w in wanted]
         assert float(value) == pytest.approx(sum(best) / len(best), abs=1e-5)

@@ -2,11 +2,12 @@
 
 from sdecontrol.cli import (  # isort: skip  (the order in which help lists them)
     verify,
+    train_tiny,
     inspect,
 )
 from sdecontrol.cli.app import app
 
-__all__ = ["app", "inspect", "main", "verify"]
+__all__ = ["app", "inspect", "main", "train_tiny", "verify"]
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ from sdecontrol.errors import BadInput, SDEControlError
 @app.command(name="train-tiny")
 def train_tiny(
     out: Annotated[Path, typer.Option(help="Folder for the pipeline, in the layout of diffusers.")],
-    data: Annotated[str, typer.Option(help="digits: those of scikit-learn, with prompts 'a zero' ... 'a nine'.")] = "digits",
+    data: Annotated[str, typer.Option(help="digits, with prompts 'a zero' ... 'a nine'.")] = "digits",
     seed: Annotated[int, typer.Option(help="Seed of the weights and of every minibatch.", min=0)] = 0,
-    threads: Annotated[int | None, typer.Option(help="Threads; as many as there are cores when left out.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads; all cores when left out.", min=1)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming an interrupted run.")] = False,
 ) -> None:
     """Train a small text-to-image pipeline: eight minutes on two cores; Ctrl-C keeps what is done.

@@ -74,7 +74,7 @@ class Aesthetic:
     """The LAION aesthetic predictor: linear layers on the normalised CLIP ViT-L/14 embedding, about 1 to 10.
 
     clip: folder or hub id of a CLIP model with a projection. head: a safetensors file with the weights of one linear
-    layer or of several in a row, named layers.0.weight, layers.0.bias, layers.2.weight ... as in the published predictor.
+    layer or of several in a row, named layers.0.weight, layers.0.bias, layers.2.weight ... as the published one is.
     Raises: BadInput for a head that is not a chain from the embedding to one number, or is not safetensors.
     """
 

@@ -16,8 +16,8 @@ license: mit
 ---
 # Digits in latent space
 
-A `StableDiffusionPipeline` of {parameters} million parameters that draws handwritten digits. Made by `sdecontrol train-tiny`
-to run controls, samplers and checks of diffusion models on a real latent pipeline within seconds.
+A `StableDiffusionPipeline` of {parameters} million parameters that draws handwritten digits. Made by
+`sdecontrol train-tiny` to run controls, samplers and checks on a real latent pipeline within seconds.
 
 ```python
 from diffusers import StableDiffusionPipeline
@@ -29,8 +29,8 @@ pipe("a three", num_inference_steps=50, guidance_scale=2.0, height=32, width=32)
 |---|---|
 | prompts | "a zero", "a one", ... "a nine"; the empty prompt is the unconditional model |
 | data | {images} of the 1 797 digits of scikit-learn (UCI, 8 x 8 pixels), enlarged to 32 x 32; a fifth is held out |
-| parts | CLIP text encoder, two layers; AutoencoderKL to 4 x 8 x 8; UNet2DConditionModel; DDIM, Stable Diffusion's schedule |
-| training | {autoencoder_steps} and {denoiser_steps} steps of {batch} images, seed {seed}; {seconds} on {threads} threads |
+| parts | CLIP text encoder of two layers, AutoencoderKL to 4 x 8 x 8, UNet2DConditionModel, DDIMScheduler |
+| training | {autoencoder_steps} and {denoiser_steps} steps of {batch}, seed {seed}; {seconds}; {threads} threads |
 | autoencoder | root mean square error {error:.3f} on held-out images that span [-1, 1] |
 
 It knows ten words and nothing else. It is an instrument for numerical checks, not a model of handwriting.

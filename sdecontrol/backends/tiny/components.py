@@ -1,4 +1,4 @@
-"""The parts of a small text-to-image pipeline, untrained: the same classes as Stable Diffusion's, some thousandth of its size.
+"""The parts of a small text-to-image pipeline, untrained: the classes of Stable Diffusion, a thousandth of its size.
 
 Images are 32 x 32, latents 4 x 8 x 8. Every part is made from a seed, so that two runs start from the same weights.
 """

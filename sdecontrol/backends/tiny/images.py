@@ -1,4 +1,4 @@
-"""The digits as images with prompts: "a zero" ... "a nine", 8 x 8 pixels enlarged to 32 x 32 and three equal channels."""
+"""The digits as images with prompts: "a zero" ... "a nine"; 8 x 8 pixels enlarged to 32 x 32, three equal channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the small pipeline draws, measured: is it the prompted digit, how varied, and does it copy its training images."""
+"""What the small pipeline draws, measured: the prompted digit or not, how varied, copies of training images or not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def draw(
     pipeline: StableDiffusionPipeline, n: int, *, scale: float = 1.0, steps: int = 50, eta: float = 0.0, seed: int = 0,
     batch: int = 100, progress: bool = True,
 ) -> Digits:
-    """n images by the stock pipeline, image i of prompt i mod 10 and from its own generator; values clipped to [-1, 1]."""  # noqa: E501
+    """n images by the stock pipeline; image i has prompt i mod 10 and a generator of its own."""
     pipeline.set_progress_bar_config(disable=True)
     images = []
     with iterations_bar(progress) as bar:

@@ -39,8 +39,8 @@ class Plan:
     """How long and how fast each stage learns. The defaults take about eight minutes on two cores."""
 
     seed: int = 0
-    autoencoder_steps: int = 900
-    denoiser_steps: int = 2600
+    autoencoder_steps: int = 500
+    denoiser_steps: int = 2800
     batch: int = 64
     autoencoder_rate: float = 3e-3
     denoiser_rate: float = 2e-3
@@ -70,8 +70,8 @@ def train(
 ) -> Outcome:
     """A StableDiffusionPipeline for the digits of scikit-learn, saved in `out` in the standard layout.
 
-    Checkpoints go to `out`/.training every `save_every` seconds and on Ctrl-C; the same call goes on from there and ends
-    with the same weights, bit for bit (same machine, threads and versions). Needs scikit-learn.
+    Checkpoints go to `out`/.training every `save_every` seconds and on Ctrl-C; the same call goes on from there and
+    ends with the same weights, bit for bit (same machine, threads and versions). Needs scikit-learn.
     Raises, before work: BadInput for a folder that cannot be written to, that holds a pipeline already, or that holds
     checkpoints of another plan.
     """
