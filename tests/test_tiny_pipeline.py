@@ -1,4 +1,4 @@
-"""The small pipeline: what its training minimises, that it resumes with the same bits, and that stock diffusers runs it."""
+"""The small pipeline: what its training minimises, that it resumes with the same bits, what stock diffusers draws."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +34,11 @@ from sdecontrol.backends.tiny.objectives import (
 from sdecontrol.backends.tiny.quality import Reader, draw, nearest, quality
 from sdecontrol.backends.tiny.train import tokenize
 from sdecontrol.cli import app
+from sdecontrol.finetune.checkpoint import Checkpoint, FitRecord
 
 ROOT = Path(__file__).parents[1]
 SHORT = Plan(autoencoder_steps=5, denoiser_steps=6, batch=8)
-SCRIPT = f"""
+SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
 from sdecontrol.backends.tiny import Plan, train
@@ -74,28 +77,59 @@ def finished(folder: Path, kills: tuple[int, ...]) -> dict[str, Tensor]:
     return weights(folder)
 
 
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+class Crash(Exception):
+    pass
 
 
-def test_training_resumes_after_a_kill_with_the_same_bits(tmp_path: Path) -> None:
-    whole = finished(tmp_path / "whole", ())
-    assert same(whole, finished(tmp_path / "killed", (3, 4)))
-    assert not (tmp_path / "killed" / ".training").exists()
+def trained_with_crashes(folder: Path, crashes: list[int], monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Train in this process, thrown out right after the given numbers of checkpoints, then to the end."""
+    save = Checkpoint.save
+    for allowed in crashes:
+        count = iter(range(allowed, -1, -1))
+
+        def crashing(self: Checkpoint, record: FitRecord, count: Iterator[int] = count) -> None:
+            save(self, record)
+            if next(count) == 1:
+                raise Crash
+
+        with monkeypatch.context() as patch, pytest.raises(Crash):
+            patch.setattr(Checkpoint, "save", crashing)
+            train(folder, SHORT, save_every=0.0, progress=False)
+    train(folder, SHORT, save_every=0.0, progress=False)
+    return weights(folder)
+
+
+def test_training_resumes_with_the_same_bits_and_stock_diffusers_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in either stage; the finished folder is a pipeline that diffusers loads, and is not written over."""
+    whole = trained_with_crashes(tmp_path / "whole", [], monkeypatch)
+    broken = trained_with_crashes(tmp_path / "broken", [3, 4], monkeypatch)
+    assert whole.keys() == broken.keys() and all(torch.equal(whole[name], broken[name]) for name in whole)
+    assert not (tmp_path / "broken" / ".training").exists() and (tmp_path / "broken" / "README.md").exists()
     with pytest.raises(sc.BadInput, match="holds a pipeline already"):
-        train(tmp_path / "killed", SHORT, progress=False)
+        train(tmp_path / "broken", SHORT, progress=False)
     pipeline = StableDiffusionPipeline.from_pretrained(
-        tmp_path / "killed", safety_checker=None, requires_safety_checker=False, local_files_only=True
+        tmp_path / "broken", safety_checker=None, requires_safety_checker=False, local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("a three", num_inference_steps=2, guidance_scale=2.0, height=32, width=32, output_type="np").images
     assert image.shape == (1, 32, 32, 3) and np.isfinite(image).all() and image.std() > 0
-    assert same(whole, {**whole}) and "README.md" in {path.name for path in (tmp_path / "killed").iterdir()}
 
 
-def test_checkpoints_of_another_plan_are_refused(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_training_resumes_after_kills_with_the_same_bits(tmp_path: Path) -> None:
+    """SIGKILL at moments of its own choosing, in a process of its own."""
+    whole = finished(tmp_path / "whole", ())
+    killed = finished(tmp_path / "killed", (1, 2, 4))
+    assert whole.keys() == killed.keys() and all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_checkpoints_of_another_plan_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "out"
-    trained_in_a_process(folder, 1)
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(import_module("sdecontrol.backends.tiny.train"), "latents_of", lambda *args: (_ for _ in ()).throw(Crash))
+        train(folder, SHORT, save_every=0.0, progress=False)
     with pytest.raises(sc.BadInput, match=r"a checkpoint in .* with seed = 0"):
         train(folder, Plan(1, autoencoder_steps=5, denoiser_steps=6, batch=8), progress=False)
 
@@ -161,7 +195,7 @@ def test_denoising_objective_noises_as_the_scheduler_does() -> None:
 
 
 def test_average_forgets_at_its_rate() -> None:
-    """After k updates towards weights that are all 1 from an average of 0, 1 - average = 0.998^(k - 1) at first copy."""
+    """Five updates of an average of 0 towards weights that are all 1 leave it at 1 - 0.998^5."""
     model = Trained(Conditional(components.text_encoder(514, 0), components.denoiser(0)))
     with torch.no_grad():
         model.average.update_parameters(model.live)  # the first update copies
@@ -219,7 +253,8 @@ def test_within_class_variance_and_distances_against_numpy() -> None:
     pooled = sum(len(x) * np.trace(np.cov(x.T)) for x in classes) / len(pixels)
     train_set, _ = split()
     real, real_labels = ink(train_set.images).flatten(1).double().numpy(), train_set.labels.numpy()
-    reference = sum((real_labels == c).sum() * np.trace(np.cov(real[real_labels == c].T)) for c in range(10)) / len(real)
+    of_class = [real[real_labels == label] for label in range(10)]
+    reference = sum(len(x) * np.trace(np.cov(x.T)) for x in of_class) / len(real)
     assert float(quality(held_out).variance.value) == pytest.approx(pooled / reference, rel=1e-6)
     shortest = np.sqrt(((pixels[:7, None] - real[None]) ** 2).sum(-1)).min(1)
     found = nearest(Digits(held_out.images[:7], held_out.labels[:7]), train_set)
