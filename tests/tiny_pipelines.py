@@ -52,11 +52,14 @@ def vae() -> Any:
 def unet(**options: Any) -> Any:
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(**(dict(
+    made = UNet2DConditionModel(**(dict(
         block_out_channels=(16, 32), layers_per_block=1, sample_size=8, in_channels=4, out_channels=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=32, attention_head_dim=4, norm_num_groups=4,
     ) | options)).eval()  # fmt: skip
+    with torch.no_grad():
+        made.conv_out.weight.mul_(5.0)  # predictions of unit size, like those of a trained network
+    return made
 
 
 def stable_diffusion(folder: Path, scheduler: Any = None, seed: int = 0, **unet_options: Any) -> Any:

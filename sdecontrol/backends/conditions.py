@@ -34,10 +34,11 @@ class Embedding:
             return Embedding(f(self.hidden))
         return Embedding(f(self.hidden), f(self.pooled), f(self.time_ids))
 
-    def inputs(self) -> Inputs:
-        """The UNet's keyword arguments."""
-        added = None if self.pooled is None else {"text_embeds": self.pooled, "time_ids": self.time_ids}
-        return {"encoder_hidden_states": self.hidden, "added_cond_kwargs": added}
+    def inputs(self, dtype: torch.dtype) -> Inputs:
+        """The UNet's keyword arguments, in its precision."""
+        parts = self._each(lambda part: part.to(dtype))
+        added = None if self.pooled is None else {"text_embeds": parts.pooled, "time_ids": parts.time_ids}
+        return {"encoder_hidden_states": parts.hidden, "added_cond_kwargs": added}
 
 
 @dataclass(frozen=True)

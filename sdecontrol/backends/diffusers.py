@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sdecontrol.backends.conditions import encode
 from sdecontrol.backends.images import OnImages, decode
+from sdecontrol.backends.loading import PIPELINES, load_pipeline, unclipped_ddim
 from sdecontrol.backends.network import Network
 from sdecontrol.backends.schedulers import DATA, read
 from sdecontrol.errors import check
@@ -24,7 +26,6 @@ from sdecontrol.schedules import Tabulated
 from sdecontrol.time import TimeGrid
 
 MODELS: dict[str, type[NetworkModel]] = {"epsilon": NoisePrediction, "v_prediction": VPrediction, "sample": Denoiser}
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 SMALL = 4096  # latent coordinates below which several images are computed together by default
 TOGETHER = 16
 
@@ -67,6 +68,15 @@ class StableDiffusionProcess(ReverseProcess):
 
     model: NetworkModel
     schedule: Tabulated
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, prompts: str | Sequence[str], *, dtype: torch.dtype | None = None, device: Any = None,
+        revision: str | None = None, scheduler: Any = None, **options: Any,
+    ) -> Self:  # fmt: skip
+        """A folder's pipeline, or a hub id's, as a process; see `load_pipeline` and the class."""
+        pipe = load_pipeline(source, dtype=dtype, device=device, scheduler=scheduler, revision=revision)
+        return cls(pipe, prompts, **options)
 
     @property
     def network(self) -> Network:
@@ -192,8 +202,4 @@ def _shapes(pipe: Any, height: int | None, width: int | None) -> tuple[tuple[int
 
 
 def _chosen(pipe: Any, scheduler: Any) -> Any:
-    if scheduler != "ddim":
-        return scheduler or pipe.scheduler
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    return unclipped_ddim(pipe.scheduler) if scheduler == "ddim" else scheduler or pipe.scheduler

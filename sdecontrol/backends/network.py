@@ -72,7 +72,7 @@ class Network:
 
     def _unet(self, x: Tensor, timesteps: Tensor, condition: Any) -> Tensor:
         rows, times = x.to(self.unet.device, self.unet.dtype), timesteps.to(self.unet.device)
-        return self.unet(rows, times, **condition.inputs()).sample.to(x)
+        return self.unet(rows, times, **condition.inputs(rows.dtype)).sample.to(x)
 
 
 def filled(x: Tensor, missing: int) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from sdecontrol.errors import BadInput, NotDefined, check
 from sdecontrol.kernels import DDIM, Ancestral, Kernel
@@ -106,9 +107,13 @@ class Reading:
               "Use variance_type='fixed_small', or timestep_spacing='leading' with steps_offset=0.")  # fmt: skip
 
     def prior_std(self, index: int) -> float:
-        """Standard deviation of the start in the scale alpha x_0 + sqrt(h) eps, from init_noise_sigma."""
-        stock_scale = self.schedule.alpha(self.schedule.level(index)) if self.name in SIGMA_SCALED else 1.0
-        return float(self.scheduler.init_noise_sigma) * stock_scale
+        """Standard deviation of a start at this level, in the scale alpha x_0 + sqrt(h) eps, from init_noise_sigma."""
+        if self.name not in SIGMA_SCALED:
+            return float(self.scheduler.init_noise_sigma)
+        s = self.schedule.level(index)
+        starting = copy.copy(self.scheduler)  # init_noise_sigma is of the largest sigma that is set
+        starting.sigmas = torch.tensor([self.schedule.sigma(s) / self.schedule.alpha(s)], dtype=torch.float64)
+        return float(starting.init_noise_sigma) * self.schedule.alpha(s)
 
 
 def read(scheduler: Any, eta: float = 1.0) -> Reading:
