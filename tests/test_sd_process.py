@@ -183,10 +183,10 @@ def test_memory_error_says_what_to_lower(tiny_pipe: Any, monkeypatch: pytest.Mon
 def test_half_precision_network_keeps_float32_log_ratios(tmp_path: Path) -> None:
     """A bfloat16 UNet: states, means and log ratios in float32, E of the energy equal to a recount in float64."""
     pipe = tiny.stable_diffusion(tmp_path)
-    exact = problem_of(make(pipe))
+    exact = problem_of(make(pipe, batch=4))
     reference = sc.simulate(exact.process, sc.guidance.plug_in(exact), n=4)
     pipe.to(torch.bfloat16)
-    problem = problem_of(make(pipe))
+    problem = problem_of(make(pipe, batch=4))
     path = sc.simulate(problem.process, sc.guidance.plug_in(problem), n=4)
     assert path.terminal.dtype == torch.float32 and path.log_ratio().dtype == torch.float64
     assert path.noises is not None

@@ -8,6 +8,7 @@ Nothing in the library imports this package but the commands, when a folder of a
 """
 
 from sdecontrol.backends.diffusers import StableDiffusionProcess
+from sdecontrol.backends.loading import Folder, load_pipeline
 from sdecontrol.backends.schedulers import FrozenNoise, Reading, read
 
-__all__ = ["FrozenNoise", "Reading", "StableDiffusionProcess", "read"]
+__all__ = ["Folder", "FrozenNoise", "Reading", "StableDiffusionProcess", "load_pipeline", "read"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +104,20 @@ class Folder:
         check(stock is not None, f"a scheduler {name}", "one of diffusers")
         config = json.loads((self.path / "scheduler" / "scheduler_config.json").read_text())
         return read(stock.from_config(config), eta)  # type: ignore[union-attr]
+
+    def describe(self) -> dict[str, str]:
+        """What the folder holds and what can be done with it, line by line, without loading a weight."""
+        lines = {"pipeline": self.pipeline}
+        for name, (library, kind) in self.components.items():
+            weights = list((self.path / name).glob("*.safetensors"))
+            size = f", {sum(file.stat().st_size for file in weights) / 2**20:.4g} MB" if weights else ""
+            unused = " (not used)" if name in UNUSED else ""
+            lines[name] = f"{library}.{kind}{size}{unused}"
+        with suppress(SDEControlError, OSError, KeyError, json.JSONDecodeError):
+            reading = self.reading()
+            lines["prediction"] = reading.prediction
+            lines["kernel"] = f"{reading.kernel!r}, {reading.schedule.size} levels"
+        return lines
 
     def require(self, scheduler_too: bool) -> None:
         """Raises: BadInput with every reason; the scheduler's only where it is the one to be used."""
