@@ -27,9 +27,9 @@ from sdecontrol.girsanov import chi_square, effective_sample_size, kl_split, pat
 from sdecontrol.kernels import DDIM, Ancestral, EulerMaruyama, ExactTransition, Exponential, SecondOrder
 from sdecontrol.kernels_flow import Flow, flow_grid
 from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Isotropic, Subspace, SubspaceGaussian
-from sdecontrol.models import Denoiser, NoisePrediction, PerturbedScore, Score
+from sdecontrol.models import Denoiser, NoisePrediction, PerturbedScore, Score, VPrediction
 from sdecontrol.moments import moments
-from sdecontrol.noise import Noise
+from sdecontrol.noise import Noise, PathNoise
 from sdecontrol.novikov import novikov
 from sdecontrol.problems import Problem
 from sdecontrol.processes import Affine, DiffusionProcess, ReverseProcess
@@ -71,6 +71,7 @@ __all__ = [
     "NoisePrediction",
     "NotDefined",
     "NotFinite",
+    "PathNoise",
     "PerturbedScore",
     "Problem",
     "Quadratic",
@@ -87,6 +88,7 @@ __all__ = [
     "Tabulated",
     "TimeGrid",
     "UnknownName",
+    "VPrediction",
     "ValueBlowUp",
     "chi_square",
     "claims",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class SDEControlError(Exception):
@@ -63,13 +64,21 @@ class InfiniteKL(SDEControlError, ValueError):
 
 
 class NotFinite(SDEControlError, ArithmeticError):
-    """A state, control or reward is NaN or infinite; says at which step and time and who produced it."""
+    """A state, control or reward is NaN or infinite; says at which step and time and who produced it.
+
+    finished: numbers (m,) and ends (m, *event) of the paths that were finished before, worth keeping; else None.
+    """
 
     def __init__(
         self, producer: str, step: int, time: float, what: str = "a value that is not finite", advice: str = ""
     ):
         super().__init__(f"{producer} produced {what} at step {step} (t = {time:.6g}). {advice}".rstrip())
         self.producer, self.step, self.time = producer, step, time
+        self.finished: Any = None
+
+
+class OutOfMemory(SDEControlError, MemoryError):
+    """A model did not fit into memory; the message says what to lower."""
 
 
 class NotDefined(SDEControlError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ from sdecontrol.kernels import Kernel
 from sdecontrol.laws import Law
 from sdecontrol.noise import Noise
 from sdecontrol.path import Path
-from sdecontrol.simulate import simulate
+from sdecontrol.simulate import rows_not_finite, simulate
 from sdecontrol.time import TimeGrid
 
 if TYPE_CHECKING:
@@ -117,7 +117,8 @@ class _Optimum:
 
     value: Estimate
     best_mean_shift: float | None
-    influence: Tensor | None = None  # of log Z, when it was estimated from paths
+    log_z: Tensor | None = None  # of each path's condition, (n,), when it was estimated from paths
+    influence: Tensor | None = None  # of that estimate, (n,)
 
 
 def total_reward(problem: Problem, path: Path) -> Tensor:
@@ -125,7 +126,10 @@ def total_reward(problem: Problem, path: Path) -> Tensor:
     total = problem.reward(path.terminal)
     check(tuple(total.shape) == (path.n,), f"a reward of shape {tuple(total.shape)} at the last step", f"({path.n},)")
     if not torch.isfinite(total).all():
-        raise NotFinite("the reward", len(path.transitions), float(path.times[-1]))
+        error = NotFinite("the reward", len(path.transitions), float(path.times[-1]),
+                          f"a value that is not finite for {rows_not_finite(total)}")  # fmt: skip
+        error.finished = (torch.arange(path.n), path.terminal)
+        raise error
     total = total.double()
     if path.observed is not None:
         total = total + torch.tensor(path.grid.dt) @ path.observed[:-1].double()
@@ -160,17 +164,22 @@ def _closed_optimum(problem: Problem, grid: TimeGrid | None, kernel: Kernel | No
 
 
 def _estimated_optimum(run: _Run) -> _Optimum:
-    w = run.log_weight
-    log_z = Estimate.log_mean_exp(w, "log of the mean weight, biased low")
-    influence = torch.exp(w - log_z.value) - 1
-    return _Optimum(log_z * run.temperature, None, influence)
+    """T log Z by the mean weight of the paths; with several conditions the mean over them of T log Z of each."""
+    w, group, groups = run.log_weight, run.path.group, run.path.process.groups
+    check(len(w) >= 2 * groups, f"n = {len(w)} paths for {groups} conditions", "at least two paths for each")
+    route = "log of the mean weight, biased low" + (f"; mean over {groups} conditions" if groups > 1 else "")
+    each = [Estimate.log_mean_exp(w[group == g], route) for g in range(groups)]
+    total = sum(each[1:], each[0]) * (1 / groups)
+    log_z = torch.tensor([e.value for e in each], dtype=torch.float64)[group]
+    value = Estimate(total.value, total.stderr, len(w), route) * run.temperature
+    return _Optimum(value, None, log_z, torch.exp(w - log_z) - 1)
 
 
 def _score(run: _Run, optimum: _Optimum | None) -> Evaluation:
     shared = optimum is not None
     optimum = optimum or _estimated_optimum(run)
     path, t, w = run.path, run.temperature, run.log_weight
-    log_z = float(optimum.value.value) / t
+    log_z = torch.full_like(w, float(optimum.value.value) / t) if optimum.log_z is None else optimum.log_z
     gap_samples = t * (log_z - w) if optimum.influence is None else t * (log_z - w + optimum.influence)
     gap = Estimate.mean(gap_samples, "temperature (log Z - E[r/T - L])")
     initial_kl = path.initial_kl()
@@ -256,7 +265,8 @@ def compare(
         best = max(runs, key=lambda name: effective_sample_size(runs[name].log_weight))
         estimated = _estimated_optimum(runs[best])
         route = f"log of the mean weight under {best!r}, biased low"
-        optimum = _Optimum(Estimate(estimated.value.value, estimated.value.stderr, n, route), None, estimated.influence)
+        value = Estimate(estimated.value.value, estimated.value.stderr, n, route)
+        optimum = replace(estimated, value=value)
     rows = {
         name: _score(runs[name], optimum)
         if name in runs

@@ -38,6 +38,11 @@ class ScoreModel(ABC):
         """(F, b) with score = F x + b in float64. Raises NoClosedForm when the score is not affine."""
         raise NoClosedForm("the score is not affine in x")
 
+    def bind(self, schedule: Schedule) -> ScoreModel:
+        """This model on a schedule; itself where it knows its own."""
+        check(self.schedule == schedule, f"a score model on {self.schedule!r}", f"one on {schedule!r}")
+        return self
+
 
 class ExactScore(ScoreModel):
     """The exact score of the noised law of `law`: gradient of log of the law of alpha X + sqrt(h) Z."""
@@ -107,21 +112,21 @@ class PerturbedScore(ScoreModel):
         return self.scale * matrix, self.scale * offset + self.bias
 
 
-class _NetworkModel(ScoreModel):
+class NetworkModel(ScoreModel):
     """A network f(x (n, *event), s float) -> (n, *event) in one of three conventions."""
 
     def __init__(self, f: Network, event_shape: Any = None):
         check(callable(f), f"a {type(f).__name__}", "a network or function f(x, s)")
         self.f, self.event_shape = f, tuple(event_shape) if event_shape is not None else None
 
-    def bind(self, schedule: Schedule) -> _NetworkModel:
+    def bind(self, schedule: Schedule) -> NetworkModel:
         bound = type(self)(self.f, self.event_shape)
         bound.schedule = schedule
         return bound
 
     @abstractmethod
-    def _to_score(self, output: Tensor, x: Tensor, s: float) -> Tensor:
-        """The network's output as a score."""
+    def to_score(self, output: Tensor, x: Tensor, s: Any) -> Tensor:
+        """The network's output as a score; s a number, or a float64 tensor that broadcasts with x."""
 
     def score(self, x: Tensor, s: float, graph: bool = False) -> tuple[Tensor, Tensor]:
         if not graph:
@@ -135,7 +140,7 @@ class _NetworkModel(ScoreModel):
         check(
             output.shape == x.shape, f"a network output of shape {tuple(output.shape)}", f"{tuple(x.shape)}, that of x"
         )
-        return self._to_score(output, x, s)
+        return self.to_score(output, x, s)
 
     def score_vjp(self, x: Tensor, s: float, score: Tensor, c: Tensor) -> Tensor:
         if not score.requires_grad:
@@ -143,35 +148,45 @@ class _NetworkModel(ScoreModel):
         return torch.autograd.grad(score, x, c, retain_graph=True, create_graph=torch.is_grad_enabled())[0]
 
 
-class Score(_NetworkModel):
+class Score(NetworkModel):
     """A network that predicts the score."""
 
-    def _to_score(self, output: Tensor, x: Tensor, s: float) -> Tensor:
+    def to_score(self, output: Tensor, x: Tensor, s: Any) -> Tensor:
         return output
 
 
-class NoisePrediction(_NetworkModel):
+class NoisePrediction(NetworkModel):
     """A network that predicts the noise eps in x_s = alpha x_0 + sqrt(h) eps: score = -eps / sqrt(h)."""
 
-    def _to_score(self, output: Tensor, x: Tensor, s: float) -> Tensor:
+    def to_score(self, output: Tensor, x: Tensor, s: Any) -> Tensor:
         return -output / self.schedule.sigma(s)
 
 
-class Denoiser(_NetworkModel):
+class Denoiser(NetworkModel):
     """A network that predicts the clean x_0: score = (alpha x0_hat - x) / h."""
 
-    def _to_score(self, output: Tensor, x: Tensor, s: float) -> Tensor:
+    def to_score(self, output: Tensor, x: Tensor, s: Any) -> Tensor:
         return (self.schedule.alpha(s) * output - x) / self.schedule.h(s)
 
 
+class VPrediction(NetworkModel):
+    """A network that predicts v = alpha eps - sqrt(h) x_0, h = 1 - alpha^2: score = -x - (alpha / sqrt(h)) v.
+
+    Source: 2202.00512, its v-parametrisation; eps = alpha v + sqrt(h) x for a variance-preserving schedule (derived).
+    """
+
+    def to_score(self, output: Tensor, x: Tensor, s: Any) -> Tensor:
+        return -x - output * (self.schedule.alpha(s) / self.schedule.sigma(s))
+
+
 def as_score_model(model: Any, schedule: Schedule) -> ScoreModel:
-    """A law, a perturbed score or a wrapped network, bound to a schedule; never guessed."""
+    """A law, a score model or a wrapped network, bound to a schedule; never guessed."""
     if isinstance(model, Law):
         return ExactScore(model, schedule)
     check(
-        isinstance(model, (PerturbedScore, _NetworkModel)),
+        isinstance(model, ScoreModel),
         f"a model of type {type(model).__name__}",
-        "a law, sc.PerturbedScore(law), sc.Score(f), sc.NoisePrediction(f) or sc.Denoiser(f)",
+        "a law, sc.PerturbedScore(law), sc.Score(f), sc.NoisePrediction(f), sc.VPrediction(f) or sc.Denoiser(f)",
         "A bare network's convention is not guessed: wrap it.",
     )
     return model.bind(schedule)

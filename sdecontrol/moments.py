@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sdecontrol.controls import require_control
-from sdecontrol.errors import InfiniteKL, check
+from sdecontrol.errors import InfiniteKL, NoClosedForm
 from sdecontrol.exact.gaussian_ratio import initial_kl
 from sdecontrol.exact.quadratic import LogQuadratic, symmetric
 from sdecontrol.laws import Law
@@ -53,7 +53,8 @@ class AffineChain:
     @classmethod
     def of(cls, process: Any, kernel: Any, grid: Any) -> AffineChain:
         """Raises NoClosedForm where the process has no affine field."""
-        check(len(process.event_shape) == 1, f"states of shape {tuple(process.event_shape)}", "vectors (d,)")
+        if len(process.event_shape) != 1:
+            raise NoClosedForm(f"moments of a chain are for vectors (d,); saw states of shape {process.event_shape}")
         times = [float(t) for t in grid.resolve(process).times]
         steps = []
         for t, t_next in zip(times[:-1], times[1:]):

@@ -111,7 +111,9 @@ class Noise:
 
     def steps(self, index: int, event_shape: Sequence[int], times: np.ndarray, start: int = 0) -> Iterator[Tensor]:
         """The normals of block `index` for steps start, start + 1, ...: tensors (block size, *event)."""
-        size, event = block_size(event_shape), tuple(event_shape)
+        return self._steps(index, block_size(event_shape), tuple(event_shape), start)
+
+    def _steps(self, index: int, size: int, event: tuple[int, ...], start: int) -> Iterator[Tensor]:
         together = STEPS_PER_CALL if len(event) == 1 and size > 1 else 1
         for chunk in count(start // STEPS_PER_KEY):
             generator = _generator(self.seed, "step", index, chunk)
@@ -151,3 +153,59 @@ class CoarseNoise(Noise):
             for w in weights[1:]:
                 z = z.add_(next(fine), alpha=w)
             yield z
+
+
+@dataclass(frozen=True)
+class PathNoise(Noise):
+    """A stream of its own for every path, so that path i can be made again alone: `PathNoise(seed, first=i)`, n = 1.
+
+    batch: paths that are computed together. first: the number of this run's first path. On image-sized events the bits
+    are those of Noise, which gives such an event a block for itself.
+    """
+
+    batch: int = 1
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.batch >= 1, f"batch = {self.batch}", "at least one path")
+        check(self.first >= 0, f"first = {self.first}", "the number of a path, from 0 on")
+
+    def block_size(self, event_shape: Sequence[int]) -> int:
+        return self.batch
+
+    def _paths(self, index: int) -> range:
+        start = self.first + index * self.batch
+        return range(start, start + self.batch)
+
+    def block(self, stream: str, index: int, n: int, event_shape: Sequence[int]) -> Block:
+        generators = [_generator(self.seed, stream, path, 0) for path in self._paths(index)]
+        count = min(self.batch, n - index * self.batch)
+        return PathBlock(generators[0], index, self.batch, count, self.dtype, generators)
+
+    def blocks(self, stream: str, n: int, event_shape: Sequence[int]) -> Iterator[Block]:
+        check(n >= 1, f"n = {n}", "at least one path")
+        for index in range(-(-n // self.batch)):
+            yield self.block(stream, index, n, event_shape)
+
+    def steps(self, index: int, event_shape: Sequence[int], times: np.ndarray, start: int = 0) -> Iterator[Tensor]:
+        each = [self._steps(path, 1, tuple(event_shape), start) for path in self._paths(index)]
+        for normals in zip(*each, strict=True):
+            yield torch.cat(normals)
+
+
+@dataclass
+class PathBlock(Block):
+    """A block whose paths have a generator each, which draws size / len(generators) of the rows."""
+
+    generators: list[torch.Generator] = field(default_factory=list)
+
+    def _alone(self) -> list[Block]:
+        rows = self.size // len(self.generators)
+        return [Block(generator, self.index, rows, rows, self.dtype) for generator in self.generators]
+
+    def normal(self, event_shape: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.cat([block.normal(event_shape, dtype) for block in self._alone()])
+
+    def uniform(self, shape: Sequence[int] = (), dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.cat([block.uniform(shape, dtype) for block in self._alone()])

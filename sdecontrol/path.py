@@ -63,6 +63,11 @@ class Path:
         return len(self.terminal)
 
     @property
+    def group(self) -> Tensor:
+        """The condition of each path, (n,): zeros where the process has one."""
+        return self.process.group(torch.arange(self.n))
+
+    @property
     def times(self) -> Any:
         return self.grid.times
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from sdecontrol.errors import BadInput, NoClosedForm, NotDefined, check
 from sdecontrol.laws import Gaussian, Isotropic, Law
 from sdecontrol.models import ExactScore, as_score_model
+from sdecontrol.noise import Noise
 from sdecontrol.schedules import Schedule
 from sdecontrol.time import TimeGrid
 
@@ -83,6 +84,19 @@ class Process(ABC):
     horizon: float
     dtype: torch.dtype  # of the states, unless `simulate` is told otherwise
     elementwise: bool  # the bits of a path do not depend on the batch it is computed in, when whole blocks are computed
+    groups: int = 1  # conditions that the paths go through round robin: path i has condition i mod groups
+
+    def group(self, paths: Tensor) -> Tensor:
+        """The condition of each of these paths, given by their numbers."""
+        return paths % self.groups
+
+    def at_paths(self, first: int) -> Self:
+        """This process as the paths first, first + 1, ... of a run see it: itself, unless conditions differ."""
+        return self
+
+    @property
+    def default_noise(self) -> Noise:
+        return Noise(0)
 
     @property
     def dim(self) -> int:
@@ -146,8 +160,8 @@ class Process(ABC):
 class ReverseProcess(Process):
     """The pretrained model: dY = [-f(s) Y + g2(s) score(s, Y)] dt + g(s) dB with s = horizon - t.
 
-    model: a law (its exact score), PerturbedScore(law, scale, bias), or a network as Score(f), NoisePrediction(f) or
-    Denoiser(f) with f(x (n, *event), s float) -> (n, *event).
+    model: a law (its exact score), PerturbedScore(law, scale, bias), or a network as Score(f), NoisePrediction(f),
+    VPrediction(f) or Denoiser(f) with f(x (n, *event), s float) -> (n, *event).
     initial: "standard" = N(0, eta^2 I), eta = schedule.prior_std; "marginal" = the noised law at the grid's first
     level (exact score only); or a law.
     Raises: BadInput for an unknown model or initial law, or shapes that differ.

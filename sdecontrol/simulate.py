@@ -53,7 +53,7 @@ def simulate(
     Raises: InfiniteKL when a control meets a noiseless step before the last; NotFinite naming step, time and culprit.
     """
     control, grid, kernel = as_control(control), grid or process.default_grid, kernel or process.default_kernel
-    noise = noise or Noise(0)
+    noise = noise or process.default_noise
     check(keep in ("all", "ends"), f"keep={keep!r}", '"all" or "ends"')
     check(isinstance(n, int) and n >= 1, f"n = {n!r}", "a positive number of paths")
     check(isinstance(noise, Noise), f"noise of type {type(noise).__name__}", "sc.Noise(seed)")
@@ -71,7 +71,7 @@ def simulate(
     indices = range(-(-n // noise.block_size(process.event_shape)))
     small = process.dim < _SMALL_EVENT
     workers = 1 if grad or not small else min(workers or os.cpu_count() or 1, len(indices))
-    with _intra_op_threads(1 if small else None):
+    with _intra_op_threads(1 if small else None), out.kept_on_error():
         if workers == 1:
             for index in indices:
                 job.run(index, out)
@@ -172,18 +172,19 @@ class _Job:
         looked_at = checked or self.keep or self.observe is not None
         y = x
         normals = self._normals(index, size)
+        stepper = self.stepper.at_paths(index * size)
         for k, xi in zip(range(len(self.transitions)), normals, strict=False):
             xi = (xi if rows == size else xi[:rows]).to(self.dtype)
-            y, w = self.stepper.advance(k, y, xi)
+            y, w = stepper.advance(k, y, xi)
             if w is not None:
                 energy = energy + half_square(w)
                 martingale = martingale + inner(w, xi)
             if looked_at:
-                x = self.stepper.position(k + 1, y)
+                x = stepper.position(k + 1, y)
                 if checked:
-                    _diagnose(k, self.transitions[k], x, w)
+                    _diagnose(k, self.transitions[k], x, w, index * size)
                 out.step(index, count, k, x, xi if w is None else xi + w)
-        x = self.stepper.position(len(self.transitions), y)
+        x = stepper.position(len(self.transitions), y)
         out.end(index, count, x, PathWeights(log_initial, martingale, energy))
 
     def _normals(self, index: int, size: int) -> Iterator[Tensor]:
@@ -201,18 +202,26 @@ class _Job:
         return self.start.draw(self.noise.block("initial", index, self.n, self.process.event_shape))
 
 
-def _diagnose(k: int, transition: Transition, x: Tensor, w: Tensor | None) -> None:
-    """Raise NotFinite naming the control or the model when a state stops being finite."""
+def _diagnose(k: int, transition: Transition, x: Tensor, w: Tensor | None, first: int = 0) -> None:
+    """Raise NotFinite naming the control or the model, and the paths, when a state stops being finite."""
     if w is not None and not torch.isfinite(w).all():
-        raise NotFinite("the control", k, transition.t, advice="Check the control's formula at this time.")
+        raise NotFinite("the control", k, transition.t, f"a value that is not finite for {rows_not_finite(w, first)}",
+                        "Check the control's formula (or the reward in it) at this time.")  # fmt: skip
     if not torch.isfinite(x).all():
         raise NotFinite(
             "the process's drift or score",
             k,
             transition.t,
-            "a state that is not finite",
+            f"a state that is not finite for {rows_not_finite(x, first)}",
             "A finer grid near the data, or another kernel, may keep the chain stable.",
         )
+
+
+def rows_not_finite(x: Tensor, first: int = 0) -> str:
+    """The paths whose rows of x (n, ...) are not finite, by number from `first` on: "path 3" or "paths 3, 5, ..."."""
+    bad = (~torch.isfinite(x).reshape(len(x), -1).all(1)).nonzero()[:, 0] + first
+    shown = ", ".join(str(int(i)) for i in bad[:5])
+    return f"path{'s' if len(bad) > 1 else ''} {shown}{', ...' if len(bad) > 5 else ''}"
 
 
 class _Buffers:
@@ -222,6 +231,7 @@ class _Buffers:
         self.job, self.grad = job, job.grad
         n, event, steps = job.n, job.process.event_shape, len(job.transitions)
         self.size = job.noise.block_size(event)
+        self.done: list[int] = []
         self.blocks: dict[str, dict[Any, Tensor]] = {}
         self.arrays: dict[str, Tensor] = {}
         if not self.grad:
@@ -271,6 +281,20 @@ class _Buffers:
                 self._put("weights", index, i, part[:count])
             else:
                 self.arrays["weights"][i].narrow(0, index * self.size, count).copy_(part[:count])
+
+        self.done.append(index)
+
+    @contextmanager
+    def kept_on_error(self) -> Iterator[None]:
+        """A NotFinite leaves with the paths that were finished before it: `.finished`, their numbers and ends."""
+        try:
+            yield
+        except NotFinite as error:
+            if not self.grad:
+                blocks = [torch.arange(self.job.n)[i * self.size : (i + 1) * self.size] for i in sorted(self.done)]
+                paths = torch.cat([torch.empty(0, dtype=torch.long), *blocks])
+                error.finished = (paths, self.arrays["terminal"][paths])
+            raise
 
     def finite(self, index: int) -> bool:
         rows = slice(index * self.size, (index + 1) * self.size)

@@ -31,6 +31,10 @@ class Stepper(Protocol):
         """The states (n, *event) at grid time k; at k = 0 they are the coordinate itself."""
         ...
 
+    def at_paths(self, first: int) -> Stepper:
+        """The stepper of the block of paths that starts with number `first`."""
+        ...
+
 
 class ModelStepper:
     """One call of the model a step; the coordinate is the state."""
@@ -43,6 +47,9 @@ class ModelStepper:
 
     def position(self, k: int, y: Tensor) -> Tensor:
         return y
+
+    def at_paths(self, first: int) -> ModelStepper:
+        return ModelStepper(self.process.at_paths(first), self.transitions, self.control)
 
 
 class FoldedStepper:
@@ -72,6 +79,9 @@ class FoldedStepper:
 
     def position(self, k: int, y: Tensor) -> Tensor:
         return y + self.centres[k]
+
+    def at_paths(self, first: int) -> FoldedStepper:
+        return self
 
 
 def _add_scaled(y: Tensor, std: float, xi: Tensor) -> Tensor:

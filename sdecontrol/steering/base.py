@@ -114,7 +114,10 @@ class Sampler(ABC):
         check(problem is self.problem, f"{problem!r}", f"{self.problem!r}, for which the sampler was made",
               "Make the sampler again from this problem.")  # fmt: skip
         check(isinstance(n, int) and n >= 1, f"n = {n!r}", "a positive number of samples")
-        process, noise = problem.process, noise or Noise(0)
+        process = problem.process
+        noise = noise or process.default_noise
+        check(process.groups == 1, f"{process.groups} conditions", "one: particles of different conditions do not mix",
+              "Make a problem for each condition, and a sampler for each problem.")  # fmt: skip
         check(isinstance(noise, Noise), f"noise of type {type(noise).__name__}", "sc.Noise(seed)")
         with torch.no_grad():
             return self._run(grid or process.default_grid, kernel or process.default_kernel, n, noise)
