@@ -43,6 +43,8 @@ class Minibatch:
 class AutoencoderObjective(nn.Module):
     """E |x - decode(z)|^2 / pixels + 1e-6 KL(q(z|x) || N(0, I)) / pixels, z ~ q(.|x)."""
 
+    images: Tensor
+
     def __init__(self, images: Tensor):
         super().__init__()
         self.register_buffer("images", images, persistent=False)
@@ -79,6 +81,12 @@ class DenoisingObjective(nn.Module):
 
     Latents are drawn from the autoencoder's posterior N(mean, std^2), already scaled. Source: Ho et al. 2020, eq. (14).
     """
+
+    mean: Tensor
+    std: Tensor
+    tokens: Tensor
+    empty: Tensor
+    abar: Tensor
 
     def __init__(self, mean: Tensor, std: Tensor, tokens: Tensor, empty: Tensor, scheduler: DDIMScheduler):
         super().__init__()
