@@ -2,11 +2,12 @@
 
 from sdecontrol.cli import (  # isort: skip  (the order in which help lists them)
     verify,
+    compare,
     inspect,
 )
 from sdecontrol.cli.app import app
 
-__all__ = ["app", "inspect", "main", "verify"]
+__all__ = ["app", "compare", "inspect", "main", "verify"]
 
 
 def main() -> None:

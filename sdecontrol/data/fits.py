@@ -113,8 +113,11 @@ def fit_labelled(data: DataSet, rank: int | None = None) -> tuple[Law, FitSummar
         check(False, f"{data.name} without labels", "one label a row", "Use fit, which finds components itself.")
     names, labels = np.unique(np.asarray(data.labels), return_inverse=True)
     training = np.bincount(labels[_split(len(labels))[1]], minlength=len(names))
-    check(len(names) >= 2 and training.min() >= 2, f"{training.min()} training rows of the rarest of {len(names)} labels",
-          "two labels or more, each with at least two training rows")  # fmt: skip
+    check(
+        len(names) >= 2 and training.min() >= 2,
+        f"{training.min()} training rows of the rarest of {len(names)} labels",
+        "two labels or more, each with at least two training rows",
+    )
     family = f"mixture of {len(names)} Gaussians, one a label,"
     space = PrincipalSubspace.of(data.values, rank)
     return _fitted(data, space, family, len(names), lambda u, rows: _classes(u, labels[rows]))

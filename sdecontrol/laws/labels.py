@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sdecontrol.errors import NoClosedForm, check
+from sdecontrol.errors import BadInput, NoClosedForm, check
 from sdecontrol.laws.base import Law
 from sdecontrol.laws.frame import Frame
 from sdecontrol.laws.mixture import GaussianMixture
@@ -37,8 +37,10 @@ class ClassPosterior(Reward):
     ):  # fmt: skip
         mixture = law.latent if isinstance(law, Subspace) else law
         if not isinstance(mixture, GaussianMixture):
-            check(False, f"a {type(mixture).__name__}", "a GaussianMixture, or a Subspace of one, whose components are "
-                  "the classes")  # fmt: skip
+            raise BadInput(
+                f"saw a {type(mixture).__name__}; wanted a GaussianMixture, or a Subspace of one, whose components are the "
+                "classes. Fit one with sdecontrol.data.fit_labelled."
+            )
         self.mixture, self.dim = mixture, law.dim
         self.members = _members(label, len(mixture.log_weights))
         check(math.isfinite(strength), f"strength = {strength}", "a finite number")
@@ -106,7 +108,7 @@ def _members(label: int | Sequence[int], count: int) -> tuple[int, ...]:
     members = (label,) if isinstance(label, int) else tuple(label)
     known = all(isinstance(i, int) and 0 <= i < count for i in members)
     check(known and 0 < len(set(members)) == len(members), f"label = {label!r}",
-          f"a class from 0 to {count - 1}, one for each component of the mixture, or several different ones")  # fmt: skip
+          f"a class from 0 to {count - 1}, the components of the mixture, or several different ones")  # fmt: skip
     return members
 
 

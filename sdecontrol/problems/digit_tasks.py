@@ -92,7 +92,7 @@ class Task:
         energy = float(expect(lambda x: frame.centre(x.double()).square().sum(1)).value)
         found = {}
         if self.wanted is not None:
-            found[f"read as {self.wanted}"] = expect(lambda x: (digits.read(x) == self.wanted).double())
+            found[f"read as {self.wanted}"] = expect(lambda x: digits.read(x).eq(self.wanted or 0).double())
         found["ink"] = expect(lambda x: digits.ink(x.double()))
         spread = expect(lambda x: (x.double() - mean).square().sum(1))
         try:

@@ -40,7 +40,7 @@ def exact_score(problem: Problem) -> ContinuumExact:
         )
     if isinstance(reward, ClassPosterior) and not reward.is_bayes(process.data_law, problem.temperature):
         raise NoClosedForm(
-            "p(class | x)^(strength/temperature) has a closed mean at strength = temperature, the class being one of the "
+            "p(class | x)^(strength/temperature) has a closed mean at strength = temperature, for a class made of the "
             "data law's own components"
         )
     if problem.running_reward is not None:
