@@ -38,8 +38,8 @@ class ClassPosterior(Reward):
         mixture = law.latent if isinstance(law, Subspace) else law
         if not isinstance(mixture, GaussianMixture):
             raise BadInput(
-                f"saw a {type(mixture).__name__}; wanted a GaussianMixture, or a Subspace of one, whose components are the "
-                "classes. Fit one with sdecontrol.data.fit_labelled."
+                f"saw a {type(mixture).__name__}; wanted a GaussianMixture, or a Subspace of one, whose components are "
+                "the classes. Fit one with sdecontrol.data.fit_labelled."
             )
         self.mixture, self.dim = mixture, law.dim
         self.members = _members(label, len(mixture.log_weights))

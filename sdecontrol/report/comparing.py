@@ -18,7 +18,6 @@ from sdecontrol.report.files import to_json
 from sdecontrol.report.progress import iterations_bar
 from sdecontrol.report.run import versions
 
-
 WIDTH = 150
 
 

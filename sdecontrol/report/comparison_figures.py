@@ -10,14 +10,13 @@ import numpy as np
 from sdecontrol.evaluate import Evaluation
 from sdecontrol.noise import Noise
 from sdecontrol.report.comparison import Row, Trial
-from sdecontrol.report.runs import particles
+from sdecontrol.report.runs import Run, particles
 from sdecontrol.report.style import CYCLE, REFERENCE, TILT, canvas, save
-from sdecontrol.steering import Particles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CLOSE = 2.0  # times what exact draws leave: below it a law counts as close
+CLOSE = 2.0  # times the distance that the optimal control has on this chain: below it a law counts as close
 PICTURES = 14
 KINDS = {"exact": TILT, "control": REFERENCE, "sampler": CYCLE[3]}
 LABELS = {"exact": "optimum", "control": "laws of guidance", "sampler": "samplers (no path KL)"}
@@ -60,8 +59,8 @@ def _front(ax: Axes, trial: Trial, rows: list[Row]) -> None:
         ax.plot([p.kl for p in points], [p.reward for p in points], color=TILT, lw=1.2, label="exact front", zorder=1)
     edge = _edge(trial, rows)
     low, high = _window([row.score.reward.value for row in rows] + [p.reward for p in points if p.kl <= edge])
-    ax.set(xlabel=r"path $\mathrm{KL}(Q^{u,\nu}\Vert Q)$, nats", ylabel=r"mean reward", xlim=(-0.04 * edge, 1.2 * edge),
-           ylim=(low, high))  # fmt: skip
+    ax.set(xlabel=r"path $\mathrm{KL}(Q^{u,\nu}\Vert Q)$, nats", ylabel="mean reward")
+    ax.set(xlim=(-0.04 * edge, 1.32 * edge), ylim=(low, high))
     places, shown = [], set[str]()
     for number, row in enumerate(rows, 1):
         if not isinstance(row.score, Evaluation):
@@ -79,13 +78,15 @@ def _front(ax: Axes, trial: Trial, rows: list[Row]) -> None:
 
 
 def _number(ax: Axes, places: list[tuple[float, float, int]], width: float, height: float) -> None:
-    """The numbers of the points; those that lie together share one label."""
+    """The numbers of the points; those that lie together share one label, to the left of what stands at the edge."""
     while places:
         x, y, _ = places[0]
         together = [p for p in places if abs(p[0] - x) < 0.04 * width and abs(p[1] - y) < 0.05 * height]
         places = [p for p in places if p not in together]
         text = ", ".join(str(p[2]) for p in together)
-        ax.annotate(text, (max(p[0] for p in together), y), xytext=(5, -2.5), textcoords="offset points", fontsize=7)
+        at_edge = x == width
+        ax.annotate(text, (max(p[0] for p in together), y), xytext=(-6 if at_edge else 5, -2.5), fontsize=7,
+                    textcoords="offset points", ha="right" if at_edge else "left")  # fmt: skip
 
 
 def _samplers(ax: Axes, rows: list[Row], edge: float, window: tuple[float, float]) -> None:
@@ -94,11 +95,11 @@ def _samplers(ax: Axes, rows: list[Row], edge: float, window: tuple[float, float
     for number, row in enumerate(rows, 1):
         if not isinstance(row.score, Evaluation):
             y = min(max(row.score.reward.value, window[0]), window[1])
-            ax.plot([1.05 * edge, 1.08 * edge], [y, y], color=KINDS[kind(row)], lw=2,
+            ax.plot([1.14 * edge, 1.17 * edge], [y, y], color=KINDS[kind(row)], lw=2,
                     label=LABELS["sampler"] if kind(row) == "sampler" and not labelled else None)  # fmt: skip
             labelled = labelled or kind(row) == "sampler"
-            places.append((1.08 * edge, y, number))
-    ax.axvline(1.04 * edge, color="0.85", lw=0.8, zorder=0)
+            places.append((1.17 * edge, y, number))
+    ax.axvline(1.1 * edge, color="0.85", lw=0.8, zorder=0)
     _number(ax, places, edge, window[1] - window[0])
 
 
@@ -122,16 +123,16 @@ def _window(values: list[float]) -> tuple[float, float]:
 
 
 def _ranking(ax: Axes, rows: list[Row]) -> None:
-    """Distance to the tilt by law; the grey band is twice what exact draws show at this many samples."""
+    """Distance to the tilt by law; the grey band is twice what the optimum has on this chain."""
     from matplotlib.ticker import LogLocator
 
     places = np.arange(len(rows))
     known = np.array([row.rank for row in rows])
     finite = np.isfinite(known)
-    floor = next((row.rank for row in rows if row.name == "tilt"), None)
+    floor = max((row.rank for row in rows if row.name in EXACT and np.isfinite(row.rank)), default=None)
     if floor is not None:
         ax.axvspan(0, CLOSE * floor, color="0.92", lw=0)
-        ax.text(CLOSE * floor, -0.55, "as exact draws ", ha="right", va="bottom", fontsize=7, color="0.35")
+        ax.text(CLOSE * floor, -0.55, "up to twice the optimum's ", ha="right", va="bottom", fontsize=7, color="0.35")
     for place, row in zip(places, rows):
         if not np.isfinite(row.rank):
             continue
@@ -158,7 +159,7 @@ def pictures(trial: Trial, file: Path) -> None:
     rows = trial.ranked
     with canvas(len(rows), 1, size=(5.6, 0.42 * len(rows))) as (figure, axes):
         for ax, row in zip(axes, rows):
-            strip = np.concatenate(list(_picked(particles(row.run)).reshape(-1, *shape)), axis=1)
+            strip = np.concatenate(list(picked(row.run).reshape(-1, *shape)), axis=1)
             ax.imshow(strip, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
             ax.set(xticks=[], yticks=[])
             ax.set_ylabel(row.name, rotation=0, ha="right", va="center", fontsize=8,
@@ -169,7 +170,9 @@ def pictures(trial: Trial, file: Path) -> None:
         save(figure, file)
 
 
-def _picked(drawn: Particles) -> np.ndarray:
+def picked(run: Run, count: int = PICTURES) -> np.ndarray:
+    """The first samples of a run, particles one a population by their weights: (count, dim)."""
+    drawn = particles(run)
     x = drawn.x if drawn.populations == len(drawn.x) else drawn.pick(Noise(0))
-    found: np.ndarray = x[:PICTURES].double().numpy()
+    found: np.ndarray = x[:count].double().numpy()
     return found
