@@ -26,7 +26,7 @@ from sdecontrol.finetune import fit
 from sdecontrol.girsanov import chi_square, effective_sample_size, kl_split, path_kl, renyi, reverse_path_kl
 from sdecontrol.kernels import DDIM, Ancestral, EulerMaruyama, ExactTransition, Exponential, SecondOrder
 from sdecontrol.kernels_flow import Flow, flow_grid
-from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Isotropic, Subspace, SubspaceGaussian
+from sdecontrol.laws import ClassPosterior, Dirac, Gaussian, GaussianMixture, Isotropic, Subspace, SubspaceGaussian
 from sdecontrol.models import Denoiser, NoisePrediction, PerturbedScore, Score, VPrediction
 from sdecontrol.moments import moments
 from sdecontrol.noise import Noise, PathNoise
@@ -49,6 +49,7 @@ __all__ = [
     "AffineControl",
     "Ancestral",
     "BadInput",
+    "ClassPosterior",
     "Control",
     "Cosine",
     "Denoiser",

@@ -22,7 +22,7 @@ from sdecontrol.simulate import rows_not_finite, simulate
 from sdecontrol.time import TimeGrid
 
 if TYPE_CHECKING:
-    from sdecontrol.problems.base import Problem
+    from sdecontrol.problems.base import Discretised, Problem
 
 TV_STDERRS = 3.0  # standard errors added to the gap before it is turned into a bound
 
@@ -58,13 +58,17 @@ class Evaluation:
 
 
 @runtime_checkable
-class Scored(Protocol):
-    """A sampler: it draws from the tilt by itself instead of being simulated, and says what can be said of it."""
+class SamplerLike(Protocol):
+    """It draws from the tilt by itself instead of being simulated."""
 
-    def score(
-        self, problem: Problem, *, grid: Any, kernel: Any, n: int, noise: Noise | None, optimum: Estimate | None
-    ) -> Any:
-        """A sc.steering.SamplerEvaluation; `optimum` is temperature * log Z where it is known or shared."""
+    def run(self, problem: Problem, *, grid: Any, kernel: Any, n: int, noise: Noise | None) -> Drawn: ...
+
+
+class Drawn(Protocol):
+    """What a sampler drew; it says what can be said of it: a sc.steering.SamplerEvaluation."""
+
+    def evaluation(self, chain: Discretised, optimum: Estimate | None) -> Any:
+        """`optimum` is temperature * log Z where it is known or shared."""
 
 
 def evaluate(
@@ -82,23 +86,15 @@ def evaluate(
     For a sampler of sc.steering n is its number of samples, and the result is a sc.steering.SamplerEvaluation.
     Raises: NotFinite when a reward is NaN or infinite; whatever `simulate` raises.
     """
-    if isinstance(control, Scored):
-        return _score_sampler(problem, control, initial, _closed_optimum(problem, grid, kernel), grid, kernel, n, noise)
-    run = _run(problem, control, initial, grid, kernel, n, noise)
-    return _score(run, _closed_optimum(problem, grid, kernel))
-
-
-def _score_sampler(
-    problem: Problem, sampler: Scored, initial: Any, closed: _Optimum | None, grid: Any, kernel: Any, n: int, noise: Any
-) -> Any:  # fmt: skip
-    check(initial is None, f"an initial law beside {sampler!r}", "none",
-          "Give it to the sampler, as in sc.steering.fk(problem, particles, initial=law).")  # fmt: skip
-    optimum = None if closed is None else closed.value
-    return sampler.score(problem, grid=grid, kernel=kernel, n=n, noise=noise, optimum=optimum)
+    run = collect(problem, (control, initial), grid=grid, kernel=kernel, n=n, noise=noise)
+    optimum = _closed_optimum(problem, grid, kernel)
+    if isinstance(run, ControlRun):
+        return _score(run, optimum)
+    return run.evaluation(problem.discretise(kernel, grid), None if optimum is None else optimum.value)
 
 
 @dataclass(frozen=True)
-class _Run:
+class ControlRun:
     """Paths of one control with their total rewards (n,)."""
 
     path: Path
@@ -109,6 +105,19 @@ class _Run:
     def log_weight(self) -> Tensor:
         """log of e^{r/T} dQ/dQ^{u,nu}: its mean exponential is Z for every control."""
         return self.reward / self.temperature - self.path.log_ratio()
+
+
+def collect(
+    problem: Problem, entry: Any, *, grid: TimeGrid | None = None, kernel: Kernel | None = None, n: int = 10_000,
+    noise: Noise | None = None,
+) -> ControlRun | Drawn:  # fmt: skip
+    """n paths of a control or (control, initial law), or what a sampler draws: all that `score` needs to know."""
+    control, initial = entry if isinstance(entry, tuple) else (entry, None)
+    if not isinstance(control, SamplerLike):
+        return _run(problem, control, initial, grid, kernel, n, noise)
+    check(initial is None, f"an initial law beside {control!r}", "none",
+          "Give it to the sampler, as in sc.steering.fk(problem, particles, initial=law).")  # fmt: skip
+    return control.run(problem, grid=grid, kernel=kernel, n=n, noise=noise)
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ def total_reward(problem: Problem, path: Path) -> Tensor:
 
 def _run(
     problem: Problem, control: Any, initial: Law | None, grid: Any, kernel: Any, n: int, noise: Noise | None
-) -> _Run:
+) -> ControlRun:
     made_for = getattr(control, "problem", None)
     check(made_for in (None, problem), f"a control made for {made_for!r}", f"one made for {problem!r}",
           "Make the control again from this problem.")  # fmt: skip
@@ -148,7 +157,7 @@ def _run(
     path = simulate(
         problem.process, control, initial, grid=grid, kernel=kernel, n=n, noise=noise, keep="ends", observe=observe
     )
-    return _Run(path, total_reward(problem, path), problem.temperature)
+    return ControlRun(path, total_reward(problem, path), problem.temperature)
 
 
 def _closed_optimum(problem: Problem, grid: TimeGrid | None, kernel: Kernel | None) -> _Optimum | None:
@@ -163,7 +172,7 @@ def _closed_optimum(problem: Problem, grid: TimeGrid | None, kernel: Kernel | No
         return _Optimum(optimum, None)
 
 
-def _estimated_optimum(run: _Run) -> _Optimum:
+def _estimated_optimum(run: ControlRun) -> _Optimum:
     """T log Z by the mean weight of the paths; with several conditions the mean over them of T log Z of each."""
     w, group, groups = run.log_weight, run.path.group, run.path.process.groups
     check(len(w) >= 2 * groups, f"n = {len(w)} paths for {groups} conditions", "at least two paths for each")
@@ -175,7 +184,7 @@ def _estimated_optimum(run: _Run) -> _Optimum:
     return _Optimum(value, None, log_z, torch.exp(w - log_z) - 1)
 
 
-def _score(run: _Run, optimum: _Optimum | None) -> Evaluation:
+def _score(run: ControlRun, optimum: _Optimum | None) -> Evaluation:
     shared = optimum is not None
     optimum = optimum or _estimated_optimum(run)
     path, t, w = run.path, run.temperature, run.log_weight
@@ -257,26 +266,33 @@ def compare(
     for name, entry in entries.items():
         if len(entry) != 2:
             raise BadInput(f"saw a tuple of {len(entry)} for {name!r}; wanted (control, initial law).")
-    samplers = {name: c for name, (c, _) in entries.items() if isinstance(c, Scored)}
-    controls_only = {name: entry for name, entry in entries.items() if name not in samplers}
-    runs = {name: _run(problem, c, initial, grid, kernel, n, noise) for name, (c, initial) in controls_only.items()}
-    optimum = _closed_optimum(problem, grid, kernel)
-    if optimum is None and runs:
-        best = max(runs, key=lambda name: effective_sample_size(runs[name].log_weight))
-        estimated = _estimated_optimum(runs[best])
-        route = f"log of the mean weight under {best!r}, biased low"
-        value = Estimate(estimated.value.value, estimated.value.stderr, n, route)
-        optimum = replace(estimated, value=value)
-    rows = {
-        name: _score(runs[name], optimum)
-        if name in runs
-        else _score_sampler(problem, samplers[name], initial, optimum, grid, kernel, n, noise)
-        for name, (_, initial) in entries.items()
+    runs = {
+        name: collect(problem, entry, grid=grid, kernel=kernel, n=n, noise=noise) for name, entry in entries.items()
     }
+    rows = score(problem, runs, grid=grid, kernel=kernel)
     table = Comparison(rows, problem.temperature)
     if show:
         print(table)
     return table
 
 
-__all__ = ["Comparison", "Evaluation", "compare", "evaluate", "total_reward"]
+def score(
+    problem: Problem, runs: Mapping[str, Any], *, grid: TimeGrid | None = None, kernel: Kernel | None = None
+) -> dict[str, Any]:
+    """What `collect` gave by name, scored against one optimum: an Evaluation or a SamplerEvaluation each."""
+    controls = {name: run for name, run in runs.items() if isinstance(run, ControlRun)}
+    optimum = _closed_optimum(problem, grid, kernel)
+    if optimum is None and controls:
+        best = max(controls, key=lambda name: effective_sample_size(controls[name].log_weight))
+        estimated = _estimated_optimum(controls[best])
+        route = f"log of the mean weight under {best!r}, biased low"
+        value = Estimate(estimated.value.value, estimated.value.stderr, controls[best].path.n, route)
+        optimum = replace(estimated, value=value)
+    chain, value_or_none = problem.discretise(kernel, grid), None if optimum is None else optimum.value
+    return {
+        name: _score(run, optimum) if isinstance(run, ControlRun) else run.evaluation(chain, value_or_none)
+        for name, run in runs.items()
+    }
+
+
+__all__ = ["Comparison", "ControlRun", "Evaluation", "collect", "compare", "evaluate", "score", "total_reward"]

@@ -49,6 +49,10 @@ class Reward(ABC):
     def log_expectation(self, mean: Tensor, covariance: Tensor, temperature: float) -> Tensor:
         """log E_{X ~ N(mean, covariance)} exp(r(X) / temperature): means (n, d), one covariance (d, d) -> (n,)."""
 
+    def closed_tilt(self, law: Any, temperature: float) -> tuple[Any, float] | None:
+        """(tilt of `law`, log of its normaliser) where this reward knows them without Gaussian moments, else None."""
+        return None
+
 
 class Quadratic(Reward):
     """r(x) = constant + linear . x - x' curvature x / 2, with a symmetric curvature of any sign.

@@ -29,6 +29,7 @@ LAYERS = [
     ["value"],
     ["guidance", "steering"],
     ["data", "problems"],
+    ["methods"],
     ["claims"],
     ["testing"],
     ["report"],

@@ -127,8 +127,12 @@ def test_training_resumes_after_kills_with_the_same_bits(tmp_path: Path) -> None
 
 def test_checkpoints_of_another_plan_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "out"
+
+    def crashing(*arguments: object) -> None:
+        raise Crash
+
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(import_module("sdecontrol.backends.tiny.train"), "latents_of", lambda *args: (_ for _ in ()).throw(Crash))
+        patch.setattr(import_module("sdecontrol.backends.tiny.train"), "latents_of", crashing)
         train(folder, SHORT, save_every=0.0, progress=False)
     with pytest.raises(sc.BadInput, match=r"a checkpoint in .* with seed = 0"):
         train(folder, Plan(1, autoencoder_steps=5, denoiser_steps=6, batch=8), progress=False)

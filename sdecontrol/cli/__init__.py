@@ -2,12 +2,13 @@
 
 from sdecontrol.cli import (  # isort: skip  (the order in which help lists them)
     verify,
+    compare,
     train_tiny,
     inspect,
 )
 from sdecontrol.cli.app import app
 
-__all__ = ["app", "inspect", "main", "train_tiny", "verify"]
+__all__ = ["app", "compare", "inspect", "main", "train_tiny", "verify"]
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ sample covariance, or a mixture of full-covariance Gaussians fitted by expectati
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,18 +99,49 @@ def fit(data: DataSet, components: int = 1, rank: int | None = None) -> tuple[La
         "Lower --components.",
     )
     space = PrincipalSubspace.of(data.values, rank)
-    order = np.random.default_rng(0).permutation(n)
-    held_out, training = np.split(data.values[order], [max(1, int(HELD_OUT * n))])
-    trained_on = PrincipalSubspace.of(training, space.rank)
-    trained = _latent_law(trained_on.encode(training), components)
-    log_density = trained.log_prob(_tensor(trained_on.encode(held_out)))
-    law = _embedded(_latent_law(space.encode(data.values), components), space)
+    family = "Gaussian" if components == 1 else f"mixture of {components} Gaussians"
+    return _fitted(data, space, family, components, lambda u, rows: _latent_law(u, components))
+
+
+def fit_labelled(data: DataSet, rank: int | None = None) -> tuple[Law, FitSummary]:
+    """The same with one Gaussian a label: component i has the mean, covariance and share of the i-th smallest label.
+
+    So the component is the class, and sc.ClassPosterior(law, i) is the log probability of label i under the law.
+    Raises: BadInput for data without labels, a label with fewer than two training rows, or a rank above the data's.
+    """
+    if data.labels is None:
+        check(False, f"{data.name} without labels", "one label a row", "Use fit, which finds components itself.")
+    names, labels = np.unique(np.asarray(data.labels), return_inverse=True)
+    training = np.bincount(labels[_split(len(labels))[1]], minlength=len(names))
+    check(
+        len(names) >= 2 and training.min() >= 2,
+        f"{training.min()} training rows of the rarest of {len(names)} labels",
+        "two labels or more, each with at least two training rows",
+    )
+    family = f"mixture of {len(names)} Gaussians, one a label,"
+    space = PrincipalSubspace.of(data.values, rank)
+    return _fitted(data, space, family, len(names), lambda u, rows: _classes(u, labels[rows]))
+
+
+def _fitted(
+    data: DataSet, space: PrincipalSubspace, family: str, components: int,
+    latent: Callable[[np.ndarray, np.ndarray], Gaussian | GaussianMixture],
+) -> tuple[Law, FitSummary]:  # fmt: skip
+    """The law of all rows, and how one that is fitted to most of them fares on the others.
+
+    latent: from coordinates (n, d) and the rows (n,) they belong to, to a law.
+    """
+    held_out, training = _split(len(data.values))
+    trained_on = PrincipalSubspace.of(data.values[training], space.rank)
+    trained = latent(trained_on.encode(data.values[training]), training)
+    log_density = trained.log_prob(_tensor(trained_on.encode(data.values[held_out])))
+    law = _embedded(latent(space.encode(data.values), np.arange(len(data.values))), space)
     summary = FitSummary(
         data=data.name,
-        rows=n,
+        rows=len(data.values),
         columns=data.values.shape[1],
         scale=data.scale,
-        family="Gaussian" if components == 1 else f"mixture of {components} Gaussians",
+        family=family,
         components=components,
         rank=space.rank,
         explained_variance=space.explained_variance,
@@ -117,6 +149,23 @@ def fit(data: DataSet, components: int = 1, rank: int | None = None) -> tuple[La
         held_out_rows=len(held_out),
     )
     return law, summary
+
+
+def _split(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out and training rows, always the same."""
+    order = np.random.default_rng(0).permutation(n)
+    held_out, training = np.split(order, [max(1, int(HELD_OUT * n))])
+    return held_out, training
+
+
+def _classes(u: np.ndarray, labels: np.ndarray) -> GaussianMixture:
+    """Mean, covariance and share of the coordinates of each label, with the ridge of a mixture."""
+    ridge = RIDGE * float(u.var(axis=0).mean()) * np.eye(u.shape[1])
+    parts = [u[labels == label] for label in np.unique(labels)]
+    weights = np.array([len(part) for part in parts]) / len(u)
+    means = np.stack([part.mean(axis=0) for part in parts])
+    covariances = np.stack([np.atleast_2d(np.cov(part, rowvar=False)) + ridge for part in parts])
+    return GaussianMixture(_tensor(weights), _tensor(means), _tensor(covariances))
 
 
 def _tensor(a: np.ndarray) -> torch.Tensor:

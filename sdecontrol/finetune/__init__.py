@@ -2,6 +2,7 @@
 
 from sdecontrol.finetune.batch import Batch, Loss
 from sdecontrol.finetune.checkpoint import FitRecord
+from sdecontrol.finetune.denoising import DenoiserNetwork, ScoreMatching, fit_score
 from sdecontrol.finetune.divergence import CrossEntropy, LogVariance, TrajectoryBalance
 from sdecontrol.finetune.families import (
     Added,
@@ -32,6 +33,7 @@ __all__ = [
     "Cosines",
     "CrossEntropy",
     "Decays",
+    "DenoiserNetwork",
     "DenoiserFamily",
     "DiagonalFamily",
     "Family",
@@ -49,6 +51,7 @@ __all__ = [
     "RelativeEntropy",
     "Reparametrisation",
     "SOCMatching",
+    "ScoreMatching",
     "TimeFeatures",
     "TorchsdeAdjoint",
     "TrajectoryBalance",
@@ -60,4 +63,5 @@ __all__ = [
     "cosine",
     "fit",
     "fit_initial",
+    "fit_score",
 ]

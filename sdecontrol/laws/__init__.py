@@ -15,6 +15,7 @@ from sdecontrol.laws.f_tilts import (
 )
 from sdecontrol.laws.gaussian import Gaussian
 from sdecontrol.laws.isotropic import Isotropic
+from sdecontrol.laws.labels import ClassPosterior
 from sdecontrol.laws.mixture import GaussianMixture
 from sdecontrol.laws.point import Dirac
 from sdecontrol.laws.subspace import NoisySubspace, Subspace, SubspaceGaussian
@@ -23,6 +24,7 @@ from sdecontrol.laws.tilted import TiltedLaw
 __all__ = [
     "KL",
     "ChiSquare",
+    "ClassPosterior",
     "Dirac",
     "DiscreteLaw",
     "FDivergence",

@@ -169,12 +169,18 @@ class GaussianMixture(Law):
         check_temperature(temperature)
         if not isinstance(reward, Reward):
             return super().log_expectation(reward, temperature)
+        if closed := reward.closed_tilt(self, temperature):
+            return closed[1]
         logs = [component.log_expectation(reward, temperature) for component in self.components]
         return float((self.log_weights + torch.tensor(logs, dtype=torch.float64)).logsumexp(0))
 
     def tilt(self, reward: Any, temperature: float) -> Law:
         """Quadratic rewards give a mixture; NoTilt when a single component has none."""
         check_temperature(temperature)
+        closed = reward.closed_tilt(self, temperature) if isinstance(reward, Reward) else None
+        if closed is not None:
+            tilt: Law = closed[0]
+            return tilt
         quadratic = as_quadratic(reward)
         if quadratic is None:
             return super().tilt(reward, temperature)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -172,9 +173,15 @@ def resolve(name: str) -> Subject:
 
 def from_file(path: Path) -> Problem:
     """The problem of a Python file: its `problem`, a `Problem` or a function without arguments that returns one."""
+    return read_file(path)[0]
+
+
+def read_file(path: Path) -> tuple[Problem, dict[str, Any]]:
+    """The problem of a Python file, and all the names that the file defines."""
     check(path.is_file(), f"no file at {path}", "a Python file that defines `problem`", "Check the path.")
     try:
-        found = runpy.run_path(str(path)).get("problem")
+        names = runpy.run_path(str(path))
+        found = names.get("problem")
         if callable(found) and not isinstance(found, Problem):
             found = found()
     except Exception as error:
@@ -185,4 +192,4 @@ def from_file(path: Path) -> Problem:
         seen = "no `problem`" if found is None else f"`problem` of type {type(found).__name__}"
         raise BadInput(f"saw {seen} in {path}; wanted a sdecontrol.Problem, or a function that returns one.")
     found.name = found.name or path.stem
-    return found
+    return found, names

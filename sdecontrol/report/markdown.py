@@ -16,7 +16,7 @@ def render(run: Run) -> str:
     return "\n".join(line for section in sections for line in section) + "\n"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     cells = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
 
@@ -42,7 +42,7 @@ def _matrix(run: Run) -> list[str]:
         for claim, verdicts in run.matrix().items()
     ]
     legend = ", ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
-    return ["## Verdicts", "", *_table(["claim", "statement", *run.problems], rows), "", legend + ".", ""]
+    return ["## Verdicts", "", *table(["claim", "statement", *run.problems], rows), "", legend + ".", ""]
 
 
 def _fits(run: Run) -> list[str]:
@@ -94,4 +94,4 @@ def _rows(report: Report) -> list[str]:
     ]
     header = ["rung", "quantity", "left", "right", "error", "agreement", "verdict", "note"]
     skipped = ["", *(f"- Not checked: {reason}" for reason in report.skipped)] if rows and report.skipped else []
-    return [*reason, *(_table(header, rows) if rows else []), *skipped]
+    return [*reason, *(table(header, rows) if rows else []), *skipped]

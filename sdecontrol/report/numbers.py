@@ -7,6 +7,7 @@ import math
 from sdecontrol.claims import Row
 from sdecontrol.estimate import Estimate
 
+Estimates = dict[str, Estimate]
 SIGNS = {"holds": "✓", "violated": "✗", "inconclusive": "?", "not applicable": "–"}
 
 
@@ -49,3 +50,13 @@ def estimate(e: Estimate | None) -> str:
         return f"{e.value:.6g}"
     decimals = max(0, 1 - math.floor(math.log10(e.stderr)))
     return f"{e.value:.{decimals}f} ± {e.stderr:.2g}"
+
+
+def compact(e: Estimate | None) -> str:
+    """Value with its standard error in units of the last digit, 0.899(19) for 0.899 ± 0.019; a dash for none."""
+    if e is None:
+        return "–"
+    if not e.stderr or not math.isfinite(e.stderr) or abs(e.value) < 1e-4:
+        return f"{e.value:.3g}"
+    decimals = max(0, 1 - math.floor(math.log10(e.stderr)))
+    return f"{e.value:.{decimals}f}({round(e.stderr * 10**decimals)})"

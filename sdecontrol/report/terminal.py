@@ -17,9 +17,9 @@ from sdecontrol.report.run import VERDICTS, Failure, Run
 STYLES = {"holds": "green", "violated": "bold red", "inconclusive": "yellow", "not applicable": "dim"}
 
 
-def console(quiet: bool = False) -> Console:
+def console(quiet: bool = False, width: int = 110) -> Console:
     """Standard output; wide enough for every column where it is not a terminal."""
-    return Console(quiet=quiet, width=None if sys.stdout.isatty() else 110, highlight=False)
+    return Console(quiet=quiet, width=None if sys.stdout.isatty() else width, highlight=False)
 
 
 def show(console: Console, report: Report | Failure, every_row: bool) -> None:

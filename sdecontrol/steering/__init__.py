@@ -4,6 +4,7 @@ Where guidance changes the drift, these draw several paths and choose among them
 """
 
 from sdecontrol.steering.base import Particles, Sampler
+from sdecontrol.steering.exact import exact_draws
 from sdecontrol.steering.fk import FeynmanKac, fk
 from sdecontrol.steering.potentials import Difference, Maximum, Potential, Sum
 from sdecontrol.steering.scores import SamplerEvaluation
@@ -22,6 +23,7 @@ __all__ = [
     "SamplerEvaluation",
     "Sum",
     "best_of",
+    "exact_draws",
     "fk",
     "rejection",
     "svdd",

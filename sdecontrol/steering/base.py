@@ -21,7 +21,7 @@ from sdecontrol.steering.scores import SamplerEvaluation, evaluate_particles
 from sdecontrol.time import TimeGrid
 
 if TYPE_CHECKING:
-    from sdecontrol.problems.base import Problem
+    from sdecontrol.problems.base import Discretised, Problem
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class Particles:
     def expect(self, function: Callable[[Tensor], Tensor]) -> Estimate:
         """E f under the law that the sampler draws from: the mean over populations of their weighted means."""
         return mean_of(self.means(function(self.x).double()), "mean over populations")
+
+    def evaluation(self, chain: Discretised, optimum: Estimate | None) -> SamplerEvaluation:
+        """What `sc.evaluate` and `sc.compare` report about this run of a sampler."""
+        return evaluate_particles(self, chain, optimum)
 
     def pick(self, noise: Noise) -> Tensor:
         """One particle of each population, drawn with its weights: independent draws, (populations, *event)."""
@@ -125,13 +129,6 @@ class Sampler(ABC):
     @abstractmethod
     def _run(self, grid: TimeGrid, kernel: Kernel, n: int, noise: Noise) -> Particles:
         """The run itself, its arguments checked and without a graph."""
-
-    def score(
-        self, problem: Problem, *, grid: Any, kernel: Any, n: int, noise: Noise | None, optimum: Estimate | None
-    ) -> SamplerEvaluation:
-        """What `sc.evaluate` and `sc.compare` report about a run."""
-        particles = self.run(problem, grid=grid, kernel=kernel, n=n, noise=noise)
-        return evaluate_particles(particles, problem.discretise(kernel=kernel, grid=grid), optimum)
 
 
 def check_count(name: str, value: Any, least: int) -> int:

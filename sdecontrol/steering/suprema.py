@@ -9,7 +9,7 @@ import torch
 
 from sdecontrol.errors import NotDefined
 from sdecontrol.kernels import DDIM, Ancestral, Kernel, SecondOrder
-from sdecontrol.laws import Subspace
+from sdecontrol.laws import ClassPosterior, Subspace
 from sdecontrol.processes import ReverseProcess
 from sdecontrol.rewards import Quadratic, Reward, Step
 from sdecontrol.time import TimeGrid
@@ -23,7 +23,7 @@ _FLAT = 1e-12  # eigenvalue of a curvature relative to the largest below which i
 def supremum(problem: Problem, kernel: Kernel, grid: TimeGrid) -> float:
     """sup r over the space, or over the subspace on which the chain ends; in units of the reward.
 
-    Quadratic: c + g' K^+ g / 2 for K >= 0 with g in its range. Step: max(height, 0).
+    Quadratic: c + g' K^+ g / 2 for K >= 0 with g in its range. Step: max(height, 0). ClassPosterior: that of its extra.
     Raises: NotDefined for a reward that is unbounded there, or of which nothing is known, or with a running reward.
     """
     reward = problem.reward
@@ -36,6 +36,8 @@ def supremum(problem: Problem, kernel: Kernel, grid: TimeGrid) -> float:
         return max(reward.height, 0.0)
     if isinstance(reward, Quadratic):
         return _top(reward)
+    if isinstance(reward, ClassPosterior) and reward.strength >= 0:  # log p(class | x) <= 0
+        return 0.0 if reward.extra is None else _top(reward.extra)
     raise NotDefined(f"the largest {type(reward).__name__} is not known; pass bound=, a number that it never exceeds")
 
 

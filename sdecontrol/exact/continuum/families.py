@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from sdecontrol.errors import NoClosedForm
 from sdecontrol.exact.continuum.base import ContinuumExact
 from sdecontrol.exact.continuum.flow import components, flow_from
+from sdecontrol.exact.continuum.labels import ClassScore
 from sdecontrol.exact.continuum.riccati import affine_quadratic
 from sdecontrol.exact.continuum.score import GaussianScore, MixtureScore, ScoreExact
 from sdecontrol.exact.continuum.started import StartedStep
 from sdecontrol.exact.continuum.started_quadratic import StartedQuadratic
 from sdecontrol.exact.continuum.step import StepScore
 from sdecontrol.exact.continuum.subspace import SubspaceScore, latent_start
-from sdecontrol.laws import Gaussian, GaussianMixture, Isotropic, Law, Subspace
+from sdecontrol.laws import ClassPosterior, Gaussian, GaussianMixture, Isotropic, Law, Subspace
 from sdecontrol.processes import ReverseProcess
 from sdecontrol.rewards import Quadratic, Step
 from sdecontrol.schedules import Schedule
@@ -33,9 +34,14 @@ def exact_score(problem: Problem) -> ContinuumExact:
     process, reward = problem.process, problem.reward
     if not isinstance(process, ReverseProcess) or not process.has_exact_score:
         raise NoClosedForm("the process is not the reverse diffusion of an exact score")
-    if not isinstance(reward, (Quadratic, Step)):
+    if not isinstance(reward, (Quadratic, Step, ClassPosterior)):
         raise NoClosedForm(
             "the reward is not Quadratic or Step, whose Gaussian exponential moments are closed"
+        )
+    if isinstance(reward, ClassPosterior) and not reward.is_bayes(process.data_law, problem.temperature):
+        raise NoClosedForm(
+            "p(class | x)^(strength/temperature) has a closed mean at strength = temperature, for a class made of the "
+            "data law's own components"
         )
     if problem.running_reward is not None:
         raise NoClosedForm("with a running reward the value is not a function of the posterior of Y_T alone")
@@ -49,7 +55,7 @@ def exact_score(problem: Problem) -> ContinuumExact:
 
 
 def _on_space(
-    law: Law, schedule: Schedule, reward: Quadratic | Step, temperature: float, start: Law | None
+    law: Law, schedule: Schedule, reward: Quadratic | Step | ClassPosterior, temperature: float, start: Law | None
 ) -> ScoreExact:
     """The family on all of R^d, by the data law, the start (None: the noised data law) and the reward."""
     law = law.as_gaussian() if isinstance(law, Isotropic) else law
@@ -59,6 +65,8 @@ def _on_space(
             f"the data law is a {type(law).__name__}, not a Gaussian, a mixture or one of them on a subspace"
         )
     flow = flow_from(law, schedule, start)
+    if isinstance(reward, ClassPosterior):
+        return ClassScore(law, schedule, reward, temperature, flow, _REASON)
     gaussian_start = start if flow is None and isinstance(start, Gaussian) else None
     if isinstance(reward, Quadratic):
         if gaussian_start is not None:

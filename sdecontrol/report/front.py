@@ -1,0 +1,112 @@
+"""The exact front: the largest reward at every price in nats, which no law beats.
+
+At the price KL = KL(p_T || p_pre) the largest mean reward is that of the tilt at some temperature T: E_T r with
+KL = E_T r / T - log C(T). A sweep of T draws the curve (Lagrange; Gibbs' variational principle).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdecontrol.errors import NoClosedForm, NotDefined, NoTilt, ValueBlowUp
+from sdecontrol.evaluate import total_reward
+from sdecontrol.kernels import Kernel
+from sdecontrol.noise import Noise
+from sdecontrol.problems.base import Problem
+from sdecontrol.simulate import simulate
+from sdecontrol.time import TimeGrid
+
+FACTORS = 2.0 ** np.arange(5, -5.5, -0.5)  # temperatures, in units of the problem's, falling
+DRAWS = 20_000
+FEWEST = 400  # effective draws below which a point is left out
+CLOSED, FROM_TILT, WEIGHED = "closed form", "draws of the tilt", "weights of draws of p_pre"
+
+
+@dataclass(frozen=True)
+class Point:
+    """E_T r and KL(p_T || p_pre) at one temperature, standard errors 0 where closed."""
+
+    temperature: float
+    kl: float
+    reward: float
+    kl_stderr: float = 0.0
+    reward_stderr: float = 0.0
+    route: str = CLOSED
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def front(problem: Problem, grid: TimeGrid, kernel: Kernel, seed: int) -> list[Point]:
+    """Points by falling temperature: closed where the family is; else by draws of the tilt at the problem's own
+    temperature, where they exist, and by weights of draws of p_pre while enough of them count. A running reward without
+    closed forms is weighed along paths of the chain."""
+    points: list[Point] = []
+    for temperature in FACTORS * problem.temperature:
+        point = _closed(problem, float(temperature))
+        if point is not None:
+            points.append(point)
+    if points:
+        return points
+    rewards = _reference_rewards(problem, grid, kernel, seed)
+    weighed = [_weighed(rewards, float(t)) for t in FACTORS * problem.temperature]
+    found = {point.temperature: point for point in weighed if point is not None}
+    own = _from_tilt(problem, seed)
+    if own is not None:
+        found[own.temperature] = own
+    return [found[t] for t in sorted(found, reverse=True)]
+
+
+def _closed(problem: Problem, temperature: float) -> Point | None:
+    p = problem
+    try:
+        exact = Problem(p.process, p.reward, temperature, p.running_reward, exact=p.find_exact).exact
+        kl, log_c = float(exact.path_kl), float(exact.log_normalizer)
+    except (NoClosedForm, NotDefined, NoTilt, ValueBlowUp):
+        return None
+    return Point(temperature, kl, temperature * (kl + log_c))
+
+
+def _from_tilt(problem: Problem, seed: int) -> Point | None:
+    """log C is closed and the tilt can be drawn from, but E r is not closed."""
+    t = problem.temperature
+    try:
+        log_c = problem.exact.log_normalizer
+        r = problem.reward(problem.exact.terminal.sample(DRAWS, Noise(seed), "front")).double()
+    except (NoClosedForm, NotDefined):
+        return None
+    mean, stderr = float(r.mean()), float(r.std()) / len(r) ** 0.5
+    return Point(t, mean / t - log_c, mean, stderr / t, stderr, FROM_TILT)
+
+
+def _reference_rewards(problem: Problem, grid: TimeGrid, kernel: Kernel, seed: int) -> Tensor:
+    if problem.running_reward is None:
+        try:
+            return problem.reward(problem.exact.reference.sample(DRAWS, Noise(seed), "front")).double()
+        except (NoClosedForm, NotDefined):
+            pass
+    observe = None
+    if problem.running_reward is not None:
+        observe = lambda k, t, x: problem.running_rate(t, x)  # noqa: E731
+    path = simulate(problem.process, grid=grid, kernel=kernel, n=DRAWS, noise=Noise(seed), keep="ends", observe=observe)
+    return total_reward(problem, path)
+
+
+def _weighed(rewards: Tensor, temperature: float) -> Point | None:
+    """Self-normalised: M = E w log w, Z = E w, KL = M/Z - log Z; errors by the delta method."""
+    log_w = rewards / temperature
+    n, log_z = len(log_w), float(log_w.logsumexp(0) - np.log(len(log_w)))
+    w = torch.exp(log_w - log_z)
+    if float(w.sum() ** 2 / (w * w).sum()) < FEWEST:
+        return None
+    mean = float((w * rewards).mean())
+    kl = mean / temperature - log_z
+    kl_influence = w * (log_w - mean / temperature - 1) + 1
+    return Point(
+        temperature, kl, mean, float(kl_influence.std()) / n**0.5, float((w * (rewards - mean)).std()) / n**0.5, WEIGHED
+    )
