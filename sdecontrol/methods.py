@@ -16,7 +16,7 @@ import numpy as np
 
 from sdecontrol import guidance, steering
 from sdecontrol.controls import Control
-from sdecontrol.errors import NotFinite, UnknownName, check
+from sdecontrol.errors import NotDefined, NotFinite, UnknownName, check
 from sdecontrol.evaluate import evaluate
 from sdecontrol.kernels import Kernel
 from sdecontrol.laws import ClassPosterior
@@ -118,9 +118,13 @@ def _classifier(s: Setting) -> Any:
 
 @_method("cfg", "score + strength (score of p(x | label) - score)", None, "strength")
 def _cfg(s: Setting) -> Any:
-    process = s.ideal.process
-    unconditional = process.data_law if s.ideal is not s.problem and isinstance(process, ReverseProcess) else None
-    return guidance.cfg(s.problem, s.unit.exact.terminal, s.gamma, unconditional)
+    process, unit = s.ideal.process, s.unit
+    if not isinstance(process, ReverseProcess):
+        raise NotDefined("classifier-free guidance moves a score; a general diffusion has none. Use doob.")
+    law = process.data_law
+    conditional = law.tilt(unit.reward, unit.temperature)
+    conditional.noised(1.0, 1.0)  # refuses here where it is not closed
+    return guidance.cfg(s.problem, conditional, s.gamma, None if s.ideal is s.problem else law)
 
 
 @_method("dps", "mean + scale grad r(x0_hat); the scale of the best objective of a sweep", None, "scale")

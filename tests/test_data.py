@@ -172,3 +172,26 @@ def test_ten_gaussians_beat_one_on_held_out_digits() -> None:
 def test_impossible_fits_are_refused(components: int, rank: int | None) -> None:
     with pytest.raises(BadInput, match="components|rank"):
         data.fit(data.from_array(ROWS), components, rank)
+
+
+def test_one_gaussian_a_label_at_full_rank() -> None:
+    """Component i is the i-th smallest label: share, mean and covariance of its rows, plus the ridge."""
+    rng = np.random.default_rng(3)
+    labels = rng.choice([7, 2, 5], size=400, p=[0.2, 0.5, 0.3])
+    rows = rng.normal(size=(400, 3)) @ np.diag([2.0, 1.0, 0.5]) + labels[:, None] * np.array([1.0, 0.0, -0.5])
+    law, summary = data.fit_labelled(data.from_array(rows, labels=labels), rank=3)
+    ridge = 0.02 * np.linalg.eigvalsh(np.cov(rows.T, ddof=0)).mean() * np.eye(3)
+    for i, label in enumerate([2, 5, 7]):
+        mine = rows[labels == label]
+        assert float(law.weights[i]) == pytest.approx(len(mine) / 400)
+        assert np.abs(law.means[i].numpy() - mine.mean(0)).max() < 1e-12
+        assert np.abs(law.covariances[i].numpy() - np.cov(mine.T) - ridge).max() < 1e-12
+    assert summary.components == 3 and summary.held_out_rows == 80
+
+
+def test_labels_that_cannot_be_fitted_are_refused() -> None:
+    with pytest.raises(BadInput, match="without labels"):
+        data.fit_labelled(data.from_array(ROWS))
+    for labels in (np.zeros(400, int), np.arange(400)):
+        with pytest.raises(BadInput, match="at least two training rows"):
+            data.fit_labelled(data.from_array(ROWS, labels=labels))

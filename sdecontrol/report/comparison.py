@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ class Trial:
             run: Any = collect(
                 problem, entry, grid=chain.grid, kernel=chain.kernel, n=chain.n, noise=Noise(chain.seed)
             )  # fmt: skip
+        cost.discount(run, chain.n)
         if parts is not None:
             store(parts.file(self, choice), run, cost, notes)
         return Row(choice.spec, run, cost, notes)
@@ -163,11 +165,13 @@ class Parts:
     out: Path
     files: dict[str, str]
 
+    @cached_property
+    def _common(self) -> dict[str, Any]:
+        return {"files": self.files, "versions": versions(), "sources": sources()}
+
     def file(self, trial: Trial, choice: Choice) -> Path:
-        key = {
-            **trial.chain.to_dict(), "law": choice.spec, "is": fingerprint(trial.question.problem),
-            "files": self.files, "versions": versions(), "sources": sources(),
-        }  # fmt: skip
+        is_ = fingerprint(trial.question.problem)
+        key = {**self._common, **trial.chain.to_dict(), "law": choice.spec, "is": is_}
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return writable_folder(self.out / FOLDER) / f"{name}.safetensors"
 

@@ -7,6 +7,7 @@ KL = E_T r / T - log C(T). A sweep of T draws the curve (Lagrange; Gibbs' variat
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -43,32 +44,30 @@ class Point:
 
 
 def front(problem: Problem, grid: TimeGrid, kernel: Kernel, seed: int) -> list[Point]:
-    """Points by falling temperature: closed where the family is; else by draws of the tilt at the problem's own
-    temperature, where they exist, and by weights of draws of p_pre while enough of them count. A running reward without
-    closed forms is weighed along paths of the chain."""
-    points: list[Point] = []
-    for temperature in FACTORS * problem.temperature:
-        point = _closed(problem, float(temperature))
+    """Points by falling temperature, as far as there is a tilt.
+
+    Each is closed where the family is; else, at the problem's own temperature, from draws of the tilt where they exist;
+    else weighed draws of p_pre, or paths of the chain where that cannot be drawn from, while enough of them count.
+    """
+    rewards = cache(lambda: _reference_rewards(problem, grid, kernel, seed))
+    points = []
+    for temperature in (float(t) for t in FACTORS * problem.temperature):
+        try:
+            point: Point | None = _closed(problem, temperature)
+        except (NoTilt, ValueBlowUp):
+            break
+        except (NoClosedForm, NotDefined):
+            own = temperature == problem.temperature
+            point = (_from_tilt(problem, seed) if own else None) or _weighed(rewards(), temperature)
         if point is not None:
             points.append(point)
-    if points:
-        return points
-    rewards = _reference_rewards(problem, grid, kernel, seed)
-    weighed = [_weighed(rewards, float(t)) for t in FACTORS * problem.temperature]
-    found = {point.temperature: point for point in weighed if point is not None}
-    own = _from_tilt(problem, seed)
-    if own is not None:
-        found[own.temperature] = own
-    return [found[t] for t in sorted(found, reverse=True)]
+    return points
 
 
-def _closed(problem: Problem, temperature: float) -> Point | None:
+def _closed(problem: Problem, temperature: float) -> Point:
     p = problem
-    try:
-        exact = Problem(p.process, p.reward, temperature, p.running_reward, exact=p.find_exact).exact
-        kl, log_c = float(exact.path_kl), float(exact.log_normalizer)
-    except (NoClosedForm, NotDefined, NoTilt, ValueBlowUp):
-        return None
+    exact = Problem(p.process, p.reward, temperature, p.running_reward, exact=p.find_exact).exact
+    kl, log_c = float(exact.path_kl), float(exact.log_normalizer)
     return Point(temperature, kl, temperature * (kl + log_c))
 
 

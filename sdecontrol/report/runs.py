@@ -39,28 +39,34 @@ class Cost:
     calls: float = 0.0
     pullbacks: float = 0.0
 
+    def discount(self, run: Run, n: int) -> None:
+        """Closed forms run on whole blocks of paths: of the last one the n paths that are wanted count.
+
+        Samplers that run whole paths (best of n, rejection) keep the part of their last block that they did not need.
+        """
+        if isinstance(run, ControlRun):
+            size = block_size(run.path.process.event_shape)
+            computed = self.calls * n / max(len(run.path.transitions), 1)
+            if computed > n:
+                self.calls *= n / (size * -(-n // size))
+                self.pullbacks *= n / (size * -(-n // size))
+
 
 @contextmanager
 def metered(problem: Problem, n: int) -> Iterator[Cost]:
-    """What the calls of the problem's model inside the block cost, n samples being made.
-
-    Where one call is a whole block of paths of which fewer are wanted, those that are wanted count.
-    """
+    """What the calls of the problem's model inside the block cost, n samples being made."""
     process, cost, lock = problem.process, Cost(), threading.Lock()
-    full = block_size(process.event_shape)
-    padding = n / (full * -(-n // full))
-    share = lambda x: len(x) * (padding if len(x) == full else 1) / n  # noqa: E731
     model = getattr(process, "model", None)
     state, pullback = process.state, getattr(model, "score_vjp", None)
 
     def called(t: float, x: Tensor, **options: Any) -> Any:
         with lock:
-            cost.calls += share(x)
+            cost.calls += len(x) / n
         return state(t, x, **options)
 
     def pulled(x: Tensor, *rest: Any) -> Tensor:
         with lock:
-            cost.pullbacks += share(x)
+            cost.pullbacks += len(x) / n
         assert pullback is not None
         answer: Tensor = pullback(x, *rest)
         return answer
