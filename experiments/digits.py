@@ -55,7 +55,7 @@ def trial(question: Question, n: int, specs: list[str]) -> dict[str, Any]:
             bar.update(job, advance=1)
     made.finish()
     spent = {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
-    images = {row.name: np.round(picked(row.run, IMAGES), 2).tolist() for row in made.ranked}
+    images = {row.name: np.round(picked(row.run, IMAGES).double().numpy(), 2).tolist() for row in made.ranked}
     return {**made.to_dict(), "images": images, "rank": [row.name for row in made.ranked], **spent}
 
 

@@ -3,12 +3,13 @@
 from sdecontrol.cli import (  # isort: skip  (the order in which help lists them)
     verify,
     compare,
+    sample,
     train_tiny,
     inspect,
 )
 from sdecontrol.cli.app import app
 
-__all__ = ["app", "compare", "inspect", "main", "train_tiny", "verify"]
+__all__ = ["app", "compare", "inspect", "main", "sample", "train_tiny", "verify"]
 
 
 def main() -> None:

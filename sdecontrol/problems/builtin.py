@@ -176,11 +176,21 @@ def from_file(path: Path) -> Problem:
     return read_file(path)[0]
 
 
+def read_names(path: Path) -> dict[str, Any]:
+    """All the names that a Python file defines. Raises: BadInput for a file that is missing or fails."""
+    check(path.is_file(), f"no file at {path}", "a Python file", "Check the path.")
+    try:
+        return runpy.run_path(str(path))
+    except Exception as error:
+        raise BadInput(
+            f"saw {path} fail with {type(error).__name__}: {error}; wanted a Python file that runs."
+        ) from error
+
+
 def read_file(path: Path) -> tuple[Problem, dict[str, Any]]:
     """The problem of a Python file, and all the names that the file defines."""
-    check(path.is_file(), f"no file at {path}", "a Python file that defines `problem`", "Check the path.")
+    names = read_names(path)
     try:
-        names = runpy.run_path(str(path))
         found = names.get("problem")
         if callable(found) and not isinstance(found, Problem):
             found = found()

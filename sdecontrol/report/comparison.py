@@ -8,18 +8,19 @@ import math
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sdecontrol.errors import NoClosedForm, NotDefined, SDEControlError
 from sdecontrol.estimate import Estimate
-from sdecontrol.evaluate import collect, score
+from sdecontrol.evaluate import ControlRun, collect, score
 from sdecontrol.kernels import Kernel
 from sdecontrol.laws import Law
 from sdecontrol.methods import Choice
-from sdecontrol.noise import Noise
 from sdecontrol.report.atomic import writable_folder
 from sdecontrol.report.front import Point, front
 from sdecontrol.report.numbers import Estimates
@@ -118,7 +119,8 @@ class Trial:
         entry, notes = self._entry(choice)
         with metered(problem, chain.n) as cost:
             run: Any = collect(
-                problem, entry, grid=chain.grid, kernel=chain.kernel, n=chain.n, noise=Noise(chain.seed)
+                problem, entry, grid=chain.grid, kernel=chain.kernel, n=chain.n,
+                noise=replace(problem.process.default_noise, seed=chain.seed),
             )  # fmt: skip
         cost.discount(run, chain.n)
         if parts is not None:
@@ -131,7 +133,7 @@ class Trial:
         scores = score(problem, {row.name: row.run for row in self.rows}, grid=chain.grid, kernel=chain.kernel)
         target = self._target()
         self.rows = [self._finished(row, scores[row.name], target) for row in self.rows]
-        self.front = front(self.question.exact, chain.grid, chain.kernel, chain.seed)
+        self.front = front(self.question.exact, chain.grid, chain.kernel, chain.seed, self._reference_rewards())
 
     def _finished(self, row: Row, scored: Any, target: Law | None) -> Row:
         drawn, measure = particles(row.run), self.question.measures
@@ -140,6 +142,12 @@ class Trial:
             distance = gelbrich(drawn, target.mean, target.covariance)
         measures = {} if measure is None else measure(drawn.expect)
         return Row(row.name, row.run, row.cost, row.notes, scored, distance, measures)
+
+    def _reference_rewards(self) -> Tensor | None:
+        """Rewards of the paths that no law moved, where they are among the rows."""
+        runs = [row.run for row in self.rows if isinstance(row.run, ControlRun)]
+        free = [run for run in runs if not run.path.controlled and run.path.initial_law is run.path.reference_initial]
+        return free[0].reward if free else None
 
     def _target(self) -> Law | None:
         """The exact tilt, in continuous time, where its moments are known."""

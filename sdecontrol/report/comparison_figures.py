@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from sdecontrol.evaluate import Evaluation
 from sdecontrol.noise import Noise
@@ -30,7 +31,7 @@ def draw(trial: Trial, folder: Path) -> list[tuple[str, str]]:
     name = trial.question.name
     reward_and_distance(trial, folder / name)
     found = [(f"{name}.png", "Left: reward against path KL, below the exact front. Right: distance from the tilt.")]
-    if trial.question.image is not None:
+    if trial.question.show is not None:
         pictures(trial, folder / f"{name}-samples")
         found.append((f"{name}-samples.png", "Samples of every law, nearest to the exact tilt first."))
     return found
@@ -154,12 +155,12 @@ def _ranking(ax: Axes, rows: list[Row]) -> None:
 
 def pictures(trial: Trial, file: Path) -> None:
     """A row of samples a law; particles are drawn by their weights, one of each population."""
-    shape = trial.question.image
-    assert shape is not None
+    show = trial.question.show
+    assert show is not None
     rows = trial.ranked
     with canvas(len(rows), 1, size=(5.6, 0.42 * len(rows))) as (figure, axes):
         for ax, row in zip(axes, rows):
-            strip = np.concatenate(list(picked(row.run).reshape(-1, *shape)), axis=1)
+            strip = np.concatenate(list(show(picked(row.run))), axis=1)
             ax.imshow(strip, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
             ax.set(xticks=[], yticks=[])
             ax.set_ylabel(row.name, rotation=0, ha="right", va="center", fontsize=8,
@@ -170,9 +171,8 @@ def pictures(trial: Trial, file: Path) -> None:
         save(figure, file)
 
 
-def picked(run: Run, count: int = PICTURES) -> np.ndarray:
-    """The first samples of a run, particles one a population by their weights: (count, dim)."""
+def picked(run: Run, count: int = PICTURES) -> Tensor:
+    """The first samples of a run, particles one a population by their weights: (count, *event)."""
     drawn = particles(run)
     x = drawn.x if drawn.populations == len(drawn.x) else drawn.pick(Noise(0))
-    found: np.ndarray = x[:count].double().numpy()
-    return found
+    return x[:count]

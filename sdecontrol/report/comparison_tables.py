@@ -10,6 +10,8 @@ from rich import box
 from rich.table import Table
 
 from sdecontrol.errors import NotDefined
+from sdecontrol.estimate import Estimate
+from sdecontrol.evaluate import ControlRun
 from sdecontrol.report.comparison import Row, Trial
 from sdecontrol.report.markdown import table
 from sdecontrol.report.numbers import compact, estimate
@@ -26,6 +28,14 @@ def _scored(name: str) -> Column:
         return "–"
 
     return cell
+
+
+def _log_z(row: Row) -> str:
+    """log Z by this row's own paths: the mean weight of a control's, a sampler's own estimate."""
+    run = row.run
+    if isinstance(run, ControlRun):
+        return compact(Estimate.log_mean_exp(run.log_weight))
+    return compact(run.log_normalizer)
 
 
 def _variation(row: Row) -> str:
@@ -48,11 +58,14 @@ def columns(trial: Trial) -> dict[str, Column]:
         "reward": _scored("reward"),
         "path KL": _scored("kl"),
         "gap": _scored("gap"),
+        "log Z": _log_z,
+        "ESS": lambda row: f"{float(row.score.ess.value):.0f}",
         "TV bound" if closed else "TV est.": _variation,
         "W2": lambda row: compact(row.distance),
         **measured,
         "calls": _calls,
         "s": lambda row: f"{row.cost.seconds:.1f}",
+        "MB": lambda row: f"{row.cost.peak / 2**20:.0f}" if row.cost.peak else "–",
     }
 
 
@@ -87,7 +100,8 @@ LEGEND = (
     "Nearest to the exact tilt first. 0.899(19) is 0.899 with a standard error of 0.019. gap: temperature times KL to "
     "the optimal path law of the chain. TV: of the output to the tilt, by Pinsker on the gap. W2: of the first two "
     "moments to those of the exact tilt; draws of the tilt itself show what this many samples leave. calls: of the "
-    "model for one sample, + pullbacks; 0 where the chain is folded into matrices. s: wall seconds."
+    "model for one sample, + pullbacks; 0 where the chain is folded into matrices. log Z: by the law's own "
+    "samples, biased low, with their effective number as ESS. s: wall seconds; MB: peak memory of the process."
 )
 
 

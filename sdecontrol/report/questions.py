@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from sdecontrol import problems
 from sdecontrol.errors import BadInput, UnknownName
 from sdecontrol.problems.base import Problem
@@ -32,8 +35,8 @@ class Question:
     """One problem on which laws are compared.
 
     ideal: the problem that knows the exact answers (another one when a network stands for the score). own: the laws of
-    the problem file. measures: from f -> E f(X) to numbers beside the reward. image: shape of an event that is a
-    picture.
+    the problem file. measures: from f -> E f(X) to numbers beside the reward. show: from samples to pictures
+    (n, height, width) of ink or (n, height, width, 3) of colour in [0, 1], where a sample can be looked at.
     """
 
     problem: Problem
@@ -41,7 +44,7 @@ class Question:
     ideal: Problem | None = None
     own: Mapping[str, Any] = field(default_factory=dict)
     measures: Callable[[Expect], Estimates] | None = None
-    image: tuple[int, ...] | None = None
+    show: Callable[[Tensor], np.ndarray] | None = None
 
     @property
     def name(self) -> str:
@@ -55,9 +58,10 @@ class Question:
     @classmethod
     def of_task(cls, asked: Task, problem: Problem | None = None) -> Question:
         """A task on the digits, under its exact score or another model of it."""
+        shape = asked.digits.fitted.event_shape
         return cls(
             problem or asked.problem, asked.title, asked.problem, measures=asked.measures,
-            image=asked.digits.fitted.event_shape,
+            show=lambda x: x.double().reshape(-1, *shape).numpy(),
         )  # fmt: skip
 
 

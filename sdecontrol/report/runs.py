@@ -24,6 +24,7 @@ from sdecontrol.path import Path as Paths
 from sdecontrol.path import PathWeights
 from sdecontrol.problems.base import Problem
 from sdecontrol.report.atomic import write
+from sdecontrol.report.memory import peak_memory
 from sdecontrol.simulate import prepare
 from sdecontrol.steering import Particles
 from sdecontrol.time import TimeGrid
@@ -33,11 +34,15 @@ Run = ControlRun | Particles
 
 @dataclass
 class Cost:
-    """Wall seconds, and calls and pullbacks of the model a sample; 0 calls where steps are folded into matrices."""
+    """Wall seconds, peak memory in bytes (0 where it is not known), and calls and pullbacks of the model a sample.
+
+    Calls are 0 where steps are folded into matrices.
+    """
 
     seconds: float = 0.0
     calls: float = 0.0
     pullbacks: float = 0.0
+    peak: int = 0
 
     def discount(self, run: Run, n: int) -> None:
         """Closed forms run on whole blocks of paths: of the last one the n paths that are wanted count.
@@ -76,7 +81,9 @@ def metered(problem: Problem, n: int) -> Iterator[Cost]:
     if model is not None:
         model.score_vjp = pulled
     try:
-        yield cost
+        with peak_memory() as peak:
+            yield cost
+            cost.peak = peak()
     finally:
         cost.seconds = time.perf_counter() - begin
         del process.state

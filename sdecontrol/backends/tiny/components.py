@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 IMAGE, LATENT, CHANNELS = 32, 8, 4
@@ -21,21 +22,13 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 def tokenizer() -> CLIPTokenizer:
     """Byte-level CLIP tokenizer without merges: 256 bytes, 256 bytes that end a word, two marks."""
-    letters = _byte_letters()
+    letters = sorted(ByteLevel.alphabet())
     words = [*letters, *[f"{letter}</w>" for letter in letters], _START, _END]
     with tempfile.TemporaryDirectory() as folder:
         vocabulary, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         vocabulary.write_text(json.dumps({word: index for index, word in enumerate(words)}))
         merges.write_text("#version: 0.2\n")
         return CLIPTokenizer.from_pretrained(folder, model_max_length=LENGTH, local_files_only=True)
-
-
-def _byte_letters() -> list[str]:
-    """A printable character for each byte, by GPT-2's rule: itself where it prints, else one from 256 upwards."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    codes = {byte: byte for byte in printable} | {byte: 256 + index for index, byte in enumerate(others)}
-    return [chr(codes[byte]) for byte in [*printable, *others]]
 
 
 def text_encoder(words: int, seed: int) -> CLIPTextModel:
