@@ -255,6 +255,12 @@ def test_bad_input_is_named():
     for law in (guidance.plug_in, guidance.dps):
         with pytest.raises(NotDefined, match="step reward"):
             law(step)
+    for blind in (lambda x: x.detach().sum(1), lambda x: (x > 0).double().sum(1)):
+        for law in (guidance.plug_in, guidance.dps, lambda problem: sc.steering.twisted(problem, 4)):
+            with pytest.raises(NotDefined, match="without gradient.*sc.steering.fk"):
+                law(anisotropic(blind))
+    with pytest.raises(BadInput, match="strength of nan"):
+        math.nan * guidance.plug_in(anisotropic(CURVED))
     for law in (guidance.g_loss, guidance.naive):
         with pytest.raises(NotDefined, match="GaussianLabel"):
             law(anisotropic(CURVED))

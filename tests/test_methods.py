@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import sdecontrol as sc
+import sdecontrol.finetune as ft
 from sdecontrol import guidance
 from sdecontrol.errors import BadInput, NoClosedForm, NotDefined, UnknownName
 from sdecontrol.methods import METHODS, choose
@@ -118,3 +120,17 @@ def test_exact_draws_are_of_the_tilt() -> None:
     running = sc.problems.quadratic_ou()
     with pytest.raises(NotDefined, match="running reward"):
         sc.steering.exact_draws(running)
+
+
+def test_a_learned_control_joins_from_its_checkpoint(tmp_path: Path) -> None:
+    on = problem(sc.Linear([1.0, 0.5]))
+    control, _ = sc.fit(
+        on, ft.AffineFamily(2), ft.RelativeEntropy(), steps=3, n=16, grid=GRID, checkpoint=tmp_path, progress=False
+    )
+    own = {"learned": lambda problem: ft.restored(ft.AffineFamily(2), tmp_path)}
+    entry = choose(["learned"], own)[0].entry(on)[0]
+    assert torch.equal(at(on, entry), at(on, control).detach()) and at(on, entry).abs().max() > 0
+    with pytest.raises(BadInput, match="as it was made for the fit"):
+        ft.restored(ft.AffineFamily(3), tmp_path)
+    with pytest.raises(BadInput, match="no state.safetensors"):
+        ft.restored(ft.AffineFamily(2), tmp_path / "elsewhere")

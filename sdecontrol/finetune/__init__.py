@@ -1,7 +1,7 @@
 """Learning controls and initial laws: `fit`, its losses, families and scores."""
 
 from sdecontrol.finetune.batch import Batch, Loss
-from sdecontrol.finetune.checkpoint import FitRecord
+from sdecontrol.finetune.checkpoint import FitRecord, restored
 from sdecontrol.finetune.denoising import DenoiserNetwork, ScoreMatching, fit_score
 from sdecontrol.finetune.divergence import CrossEntropy, LogVariance, TrajectoryBalance
 from sdecontrol.finetune.families import (
@@ -64,4 +64,5 @@ __all__ = [
     "fit",
     "fit_initial",
     "fit_score",
+    "restored",
 ]

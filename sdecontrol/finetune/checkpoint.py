@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from sdecontrol.errors import check
+from sdecontrol.errors import BadInput, check
 from sdecontrol.report.atomic import writable_folder, write
 
+Module = TypeVar("Module", bound=nn.Module)
 STATE, RECORD = "state.safetensors", "record.json"
 
 
@@ -103,6 +104,24 @@ class Checkpoint:
             stored[name] for name in ("loss", "gradient_norm", "seconds")
         )
         record.cut(int(tensors["iterations"]))
+
+
+def restored(module: Module, folder: str | Path) -> Module:
+    """The module with the weights that a fit left in `folder`, ready to be evaluated; the module is returned.
+
+    The checkpoint holds weights and no architecture: pass a module made as it was for the fit.
+    Raises: BadInput for a folder without a checkpoint, or weights of another module.
+    """
+    file = Path(folder) / STATE
+    check(file.is_file(), f"no {STATE} in {folder}", "the folder that was given to fit as checkpoint")
+    try:
+        module.load_state_dict(_below("learned", load(file.read_bytes())))
+    except RuntimeError as error:
+        raise BadInput(
+            f"saw weights in {folder} that are not those of this {type(module).__name__} ({error}); wanted the module "
+            "as it was made for the fit."
+        ) from error
+    return module.requires_grad_(False)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

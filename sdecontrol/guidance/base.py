@@ -52,12 +52,23 @@ class ReverseGuidance(Guidance):
 
 
 def check_gradient(problem: Problem) -> None:
-    """Raises NotDefined for a reward whose gradient is zero almost everywhere."""
+    """Raises NotDefined for a reward whose gradient is zero almost everywhere, or that automatic differentiation does
+    not see."""
     if isinstance(problem.reward, Step):
         raise NotDefined(
             "a step reward has no gradient that points anywhere; use sc.guidance.pigdm, which smooths it over the "
             "posterior, or sc.guidance.doob"
         )
+    if not hasattr(problem.reward, "gradient"):
+        with torch.enable_grad():
+            x = torch.zeros(2, *problem.process.event_shape, dtype=problem.process.dtype, requires_grad=True)
+            seen = problem.reward(x).requires_grad
+        if not seen:
+            raise NotDefined(
+                "a reward without gradient: its answer does not depend on x for torch (detached, numpy, or a count). "
+                "Write it in torch operations, give it a method gradient(x), or use sc.steering.fk, which needs its "
+                "values only"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""Laws of guidance on handwritten digits: distance from the exact tilt, samples beside it, and a trained score."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.record import results
+from paper_figures.output import publish
+from sdecontrol.report.style import CYCLE, REFERENCE, TILT, canvas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+EXACT = ("tilt", "exact")
+SAMPLERS = ("fk", "twisted", "svdd", "best-of-n", "rejection")
+COLORS = {"optimum": TILT, "guidance": REFERENCE, "samplers": CYCLE[3]}
+STRIP = ("bold-3", "a bold 3")  # the task whose samples are shown
+
+
+def kind(name: str) -> str:
+    return "optimum" if name in EXACT else "samplers" if name in SAMPLERS else "guidance"
+
+
+def distances(found: dict[str, Any]) -> None:
+    """A panel a task: the laws by distance of their moments to the exact tilt."""
+    tasks = list(found.values())
+    with canvas(1, len(tasks), size=(2.6 * len(tasks), 3.6)) as (figure, axes):
+        for ax, task in zip(axes, tasks):
+            _ranking(ax, task)
+        axes[0].set_ylabel("nearest first", fontsize=8)
+        label = r"$W_2$ of the first two moments to the exact tilt (grey: up to twice the optimum's)"
+        figure.supxlabel(label, fontsize=9)
+        publish(figure, "digits")
+
+
+def _ranking(ax: Axes, task: dict[str, Any]) -> None:
+    names = task["rank"]
+    values = np.array([task["laws"][name]["distance"]["value"] for name in names])
+    errors = [task["laws"][name]["distance"]["stderr"] for name in names]
+    ax.axvspan(0, 2 * max(v for name, v in zip(names, values) if name in EXACT), color="0.92", lw=0)
+    for place, (name, value, error) in enumerate(zip(names, values, errors)):
+        ax.plot([values.min() / 3, value], [place, place], color="0.8", lw=0.8, zorder=0)
+        ax.errorbar(value, place, xerr=float(error), fmt="o", ms=4.5, color=COLORS[kind(name)])
+    ax.set(xscale="log", yticks=range(len(names)), yticklabels=names, title=task["title"])
+    ax.set_xlim(values.min() / 1.6, values.max() * 1.6)
+    ax.xaxis.set_minor_formatter("")
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0, labelsize=7)
+    ax.tick_params(axis="x", labelsize=7)
+
+
+def samples(task: dict[str, Any]) -> None:
+    """A row of samples a law, the exact tilt first."""
+    names = task["rank"]
+    with canvas(len(names), 1, size=(5.4, 0.45 * len(names))) as (figure, axes):
+        for ax, name in zip(axes, names):
+            images = np.array(task["images"][name]).reshape(-1, 8, 8)
+            ax.imshow(np.concatenate(list(images), axis=1), cmap="gray_r", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+            ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8,
+                          color=TILT if name in EXACT else "black")  # fmt: skip
+            for spine in ax.spines.values():
+                spine.set_visible(False)
+        figure.set_layout_engine("constrained", h_pad=0.01, w_pad=0.02, hspace=0.0)
+        publish(figure, "digits-samples")
+
+
+def trained(exact: dict[str, Any], network: dict[str, Any]) -> None:
+    """Every law under the exact score and under the network: distance, and energy off the subspace."""
+    names = [name for name in exact["rank"] if name in network["laws"]]
+    with canvas(1, 2, size=(7.2, 3.2)) as (figure, (left, right)):
+        for place, name in enumerate(names):
+            pair = [run["laws"][name]["distance"]["value"] for run in (exact, network)]
+            left.plot(pair, [place, place], color="0.8", lw=0.8, zorder=0)
+            for value, color, label in zip(pair, (REFERENCE, CYCLE[3]), ("exact score", "trained score")):
+                left.plot(value, place, "o", ms=4.5, color=color, label=label if place == 0 else None)
+            off = network["laws"][name]["measures"]["off subspace"]
+            right.errorbar(off["value"], place, xerr=off["stderr"], fmt="o", ms=4.5, color=CYCLE[3])
+        floor = max(law["measures"]["off subspace"]["value"] for law in exact["laws"].values())
+        right.set_title(f"trained score (under the exact one: below {2 * floor:.0e})", fontsize=8)
+        left.set(xscale="log", xlabel=r"$W_2$ of the first two moments to the exact tilt", yticks=range(len(names)),
+                 yticklabels=names)  # fmt: skip
+        right.set(xscale="log", xlabel="share of the energy off the subspace", yticks=range(len(names)), yticklabels=[])
+        for ax in (left, right):
+            ax.set_ylim(len(names) - 0.5, -0.5)
+            ax.tick_params(axis="y", length=0, labelsize=8)
+        left.legend(loc="lower right", fontsize=8)
+        publish(figure, "digits-network")
+
+
+def main() -> None:
+    found = results("digits")
+    distances(found["compare"])
+    samples(found["compare"][STRIP[0]])
+    trained(found["compare"]["label"], found["network"]["label"])
+
+
+if __name__ == "__main__":
+    main()
