@@ -35,6 +35,7 @@ class Setting:
     """For what a law is made: the problem, its chain, the law's number, and what chose it.
 
     ideal: the problem that knows the exact answers; another one than `problem` where a network stands for the score.
+    pilot: paths of the pilot run by which a law without a number finds its own.
     """
 
     problem: Problem
@@ -42,6 +43,7 @@ class Setting:
     number: float | None = None
     grid: TimeGrid | None = None
     kernel: Kernel | None = None
+    pilot: int = PILOT
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -189,7 +191,7 @@ def _tuned(s: Setting, make: Callable[[float], Control]) -> Control:
     for scale in SCALES:
         control = make(scale)
         with suppress(NotFinite), np.errstate(over="ignore", invalid="ignore"):
-            row = evaluate(s.problem, control, grid=s.grid, kernel=s.kernel, n=PILOT, noise=Noise(1))
+            row = evaluate(s.problem, control, grid=s.grid, kernel=s.kernel, n=s.pilot, noise=Noise(1))
             if math.isfinite(row.objective.value):
                 found[scale] = row.objective.value
     check(len(found) > 0, "no scale that stays finite", "one", "Give a smaller one, as in dps:1e-5.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from sdecontrol import guidance
 from sdecontrol.backends.diffusers import StableDiffusionProcess
-from sdecontrol.backends.reward_names import Named
+from sdecontrol.backends.reward_names import Named, named
 from sdecontrol.controls import Control
+from sdecontrol.methods import choose
 from sdecontrol.problems.base import Problem
-from sdecontrol.report.comparison import Trial
+from sdecontrol.report.comparison import Chain, Trial
 from sdecontrol.report.comparison_figures import picked
 from sdecontrol.report.questions import Question
 
@@ -27,6 +28,26 @@ def question(process: StableDiffusionProcess, reward: Named, temperature: float,
     problem = Problem(process, process.on_images(reward.reward), temperature, name=name)
     title = f"{process.prompts[0]!r}, {reward.text}"
     return Question(problem, title, own={"cfg": _cfg, **reward.controls}, show=shown(process))
+
+
+def trials(
+    pipeline: Any, prompts: Sequence[str], reward: str, laws: Sequence[str], temperatures: Sequence[float], n: int,
+    seed: int = 0, **process: Any,
+) -> list[Trial]:  # fmt: skip
+    """One trial a prompt and temperature, all on the pipeline's own grid and kernel; `process`: as of the process.
+
+    Raises: BadInput and UnknownName for whatever is wrong with names, prompts or the pipeline.
+    """
+    made = []
+    for prompt in prompts:
+        reference = StableDiffusionProcess(pipeline, prompt, **process)
+        chain = Chain(reference.default_grid, reference.default_kernel, n, seed)
+        asked = named(reward, prompt)
+        for temperature in temperatures:
+            name = "-".join(prompt.lower().split()) + (f"-{temperature:g}" if len(temperatures) > 1 else "")
+            about = question(reference, asked, temperature, name)
+            made.append(Trial(about, chain, choose(list(laws), about.own)))
+    return made
 
 
 def _cfg(problem: Problem) -> Control:

@@ -22,7 +22,7 @@ LAWS = "none,plug-in,dps,cfg,fk,twisted,svdd,best-of-n"
 def sample(
     model: Annotated[str, typer.Option(help="Folder of a pipeline, or a hub id owner/name (the network is used).")],
     prompt: Annotated[list[str], typer.Option(help="What to draw; repeatable.")],
-    reward: Annotated[str, typer.Option(help="NAME[:ARGUMENT] (see --help of the docs), or a Python file.")],
+    reward: Annotated[str, typer.Option(help="brightness, jpeg-compressibility, digit:8, clip:SOURCE ..., or a Python file.")],
     out: Annotated[Path, typer.Option(help="Folder for images, grid, figures, comparison.md and .json.")],
     control: Annotated[str, typer.Option(help="Laws with commas between, NAME or NAME:NUMBER.")] = LAWS,
     temperature: Annotated[list[float] | None, typer.Option(help="Price of a nat, in units of reward.")] = None,
@@ -83,27 +83,16 @@ def _prepare(
     pipeline: object, prompts: list[str], reward: str, control: str, temperatures: list[float], out: Path, n: int,
     seed: int, fresh: bool, options: dict[str, object],
 ) -> Comparing:  # fmt: skip
-    """One trial a prompt and temperature; everything that can be wrong with the input is found here."""
+    """Everything that can be wrong with the input is found here, before any work."""
     import hashlib
 
-    from sdecontrol.backends.diffusers import StableDiffusionProcess
-    from sdecontrol.backends.reward_names import named
-    from sdecontrol.backends.sampling import question
-    from sdecontrol.methods import choose
+    from sdecontrol.backends.sampling import trials
     from sdecontrol.report.atomic import writable_folder
     from sdecontrol.report.comparing import Comparing
-    from sdecontrol.report.comparison import Chain, Trial
 
     writable_folder(out)
-    specs = [spec.strip() for spec in control.split(",") if spec.strip()]
-    check(len(specs) > 0, f"--control {control!r}", "names of laws with commas between")
-    trials = []
-    for prompt in prompts:
-        process = StableDiffusionProcess(pipeline, prompt, **options)  # type: ignore[arg-type]
-        asked, chain = named(reward, prompt), Chain(process.default_grid, process.default_kernel, n, seed)
-        for temperature in temperatures:
-            name = "-".join(prompt.lower().split()) + (f"-{temperature:g}" if len(temperatures) > 1 else "")
-            about = question(process, asked, temperature, name)
-            trials.append(Trial(about, chain, choose(specs, about.own)))
+    laws = [law.strip() for law in control.split(",") if law.strip()]
+    check(len(laws) > 0, f"--control {control!r}", "names of laws with commas between")
+    asked = trials(pipeline, prompts, reward, laws, temperatures, n, seed, **options)
     files = {reward: hashlib.sha256(Path(reward).read_bytes()).hexdigest()} if reward.endswith(".py") else {}
-    return Comparing(trials, out, files, fresh)
+    return Comparing(asked, out, files, fresh)

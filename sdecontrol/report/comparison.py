@@ -20,7 +20,7 @@ from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import ControlRun, collect, score
 from sdecontrol.kernels import Kernel
 from sdecontrol.laws import Law
-from sdecontrol.methods import Choice
+from sdecontrol.methods import PILOT, Choice
 from sdecontrol.report.atomic import writable_folder
 from sdecontrol.report.front import Point, front
 from sdecontrol.report.numbers import Estimates
@@ -105,7 +105,10 @@ class Trial:
 
     def _entry(self, choice: Choice) -> tuple[Any, list[str]]:
         chain = self.chain
-        return choice.entry(self.question.problem, self.question.exact, grid=chain.grid, kernel=chain.kernel)
+        return choice.entry(
+            self.question.problem, self.question.exact, grid=chain.grid, kernel=chain.kernel,
+            pilot=min(PILOT, chain.n),
+        )  # fmt: skip
 
     def _kept(self, choice: Choice, parts: Parts | None) -> Row | None:
         file = None if parts is None else parts.file(self, choice)

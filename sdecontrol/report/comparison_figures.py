@@ -159,8 +159,10 @@ def pictures(trial: Trial, file: Path) -> None:
     assert show is not None
     rows = trial.ranked
     with canvas(len(rows), 1, size=(5.6, 0.42 * len(rows))) as (figure, axes):
-        for ax, row in zip(axes, rows):
-            strip = np.concatenate(list(show(picked(row.run))), axis=1)
+        strips = [np.concatenate(list(show(picked(row.run))), axis=1) for row in rows]
+        widest = max(strip.shape[1] for strip in strips)
+        for ax, row, strip in zip(axes, rows, strips):
+            ax.set(xlim=(-0.5, widest - 0.5))
             ax.imshow(strip, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
             ax.set(xticks=[], yticks=[])
             ax.set_ylabel(row.name, rotation=0, ha="right", va="center", fontsize=8,

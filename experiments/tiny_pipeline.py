@@ -1,0 +1,131 @@
+"""A small Stable Diffusion pipeline, trained on the digits: what it draws, and what laws and samplers make of it.
+
+    sdecontrol train-tiny --out build/tiny
+    python -m experiments.tiny_pipeline build/tiny            # about 20 minutes on two cores; --quick: 4
+
+`quality`: 1 000 images by the stock pipeline, read by a classifier that saw other digits, their variance within a class
+and their distance to the training images. `laws`: three rewards at four temperatures under every law, on a chain of 20
+steps whose reference is the conditional model. `routes`: log Z by the mean weight of plain paths, by that of guided
+paths and by particles; the law of the reward under twisted particles against weighed plain paths.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.record import record
+from sdecontrol import guidance, steering
+from sdecontrol.backends import StableDiffusionProcess
+from sdecontrol.backends.loading import load_pipeline
+from sdecontrol.backends.reward_names import named
+from sdecontrol.backends.sampling import question, trials
+from sdecontrol.backends.tiny.quality import draw, quality
+from sdecontrol.estimate import Estimate
+from sdecontrol.evaluate import ControlRun, collect
+from sdecontrol.report.comparing import Comparing
+from sdecontrol.report.comparison_figures import picked
+from sdecontrol.steering import Particles
+
+PROMPT, STEPS = "a three", 20
+REWARDS = {
+    "brightness": (0.06, 0.03, 0.015, 0.008),
+    "digit:8": (4.0, 2.0, 1.0, 0.5),
+    "jpeg-incompressibility": (0.04, 0.02, 0.01, 0.005),
+}
+LAWS = ("none", "plug-in", "dps:0.3", "cfg", "fk", "twisted", "svdd", "best-of-n")
+SETTINGS = {  # name -> (guidance scale, steps, eta)
+    "no guidance, DDIM": (1.0, 50, 0.0), "no guidance, eta = 1": (1.0, 50, 1.0), "guidance 2, DDIM": (2.0, 50, 0.0),
+}  # fmt: skip
+SHOWN, LEVELS = 8, (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def measured_quality(pipeline: Any, n: int) -> dict[str, Any]:
+    found = {}
+    for name, (scale, steps, eta) in SETTINGS.items():
+        images = draw(pipeline, n, scale=scale, steps=steps, eta=eta)
+        found[name] = {"scale": scale, "steps": steps, "eta": eta, **quality(images).to_dict()}
+    return found
+
+
+def laws(pipeline: Any, reward: str, temperatures: Sequence[float], n: int, out: Path) -> list[dict[str, Any]]:
+    """One entry a temperature: the comparison as numbers, with a few images of each law."""
+    asked = trials(pipeline, [PROMPT], reward, LAWS, temperatures, n, cfg=1.0, steps=STEPS)
+    Comparing(asked, out / reward.replace(":", "-")).carry_out()
+    return [{**trial.to_dict(), "images": _images(trial)} for trial in asked]
+
+
+def _images(trial: Any) -> dict[str, Any]:
+    show = trial.question.show
+    return {row.name: show(picked(row.run, SHOWN)).mean(-1).round(2).tolist() for row in trial.rows}
+
+
+def routes(pipeline: Any, reward: str, temperature: float, n: int, particles: int, populations: int) -> dict[str, Any]:
+    """log Z three times, and P(r <= level) under the tilt by twisted particles and by weighed plain paths."""
+    process = StableDiffusionProcess(pipeline, PROMPT, cfg=1.0, steps=STEPS)
+    problem = question(process, named(reward, PROMPT), temperature, reward).problem
+    free: Any = collect(problem, None, n=n)
+    guided: Any = collect(problem, guidance.plug_in(problem), n=n // 2)
+    swarm: Any = collect(problem, steering.twisted(problem, particles), n=particles * populations)
+    log_z = {
+        "plain paths": Estimate.log_mean_exp(free.log_weight),
+        "guided paths": Estimate.log_mean_exp(guided.log_weight),
+        "twisted particles": swarm.log_normalizer,
+    }
+    levels = torch.quantile(free.reward, torch.tensor(LEVELS, dtype=torch.float64))
+    by_paths, by_particles = _distribution(free, levels), _swarm_distribution(swarm, levels)
+    z = [(a.value - b.value) / (a.stderr**2 + b.stderr**2) ** 0.5 for a, b in zip(by_paths, by_particles, strict=True)]
+    return {
+        "reward": reward, "temperature": temperature, "levels": levels.tolist(), "z": z,
+        "log_z": {name: e.to_dict() for name, e in log_z.items()},
+        "plain": [e.to_dict() for e in by_paths], "twisted": [e.to_dict() for e in by_particles],
+    }  # fmt: skip
+
+
+def _distribution(run: ControlRun, levels: Tensor) -> list[Estimate]:
+    """E_tilt 1{r <= level} by weights, a ratio of means; errors by the delta method."""
+    w = (run.log_weight - run.log_weight.max()).exp()
+    return [_ratio(w * (run.reward <= level), w) for level in levels]
+
+
+def _swarm_distribution(swarm: Particles, levels: Tensor) -> list[Estimate]:
+    """The same by particles: sums of absolute weights over each population are the independent samples."""
+    w = (swarm.log_weights - swarm.log_weights.max()).exp().reshape(swarm.populations, -1)
+    r = swarm.rewards.reshape(swarm.populations, -1)
+    return [_ratio((w * (r <= level)).mean(1), w.mean(1)) for level in levels]
+
+
+def _ratio(top: Tensor, bottom: Tensor) -> Estimate:
+    value = float(top.mean() / bottom.mean())
+    spread = Estimate.mean((top - value * bottom) / bottom.mean())
+    return Estimate(value, float(spread.stderr), len(top), "ratio of means")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pipeline", type=Path, help="a folder made by sdecontrol train-tiny")
+    parser.add_argument("--quick", action="store_true", help="fewer images, two temperatures")
+    parser.add_argument("--out", type=Path, default=Path("build/tiny-laws"), help="folder of the comparisons")
+    asked = parser.parse_args()
+    pipeline = load_pipeline(asked.pipeline)
+    n, drawn = (32, 100) if asked.quick else (128, 1000)
+    found: dict[str, Any] = {
+        "threads": torch.get_num_threads(), "n": n, "prompt": PROMPT, "steps": STEPS,
+        "quality": measured_quality(pipeline, drawn), "laws": {}, "routes": [],
+    }  # fmt: skip
+    for reward, temperatures in REWARDS.items():
+        chosen = temperatures[1:3] if asked.quick else temperatures
+        found["laws"][reward] = laws(pipeline, reward, chosen, n, asked.out)
+    size = (400, 8, 12) if asked.quick else (2000, 16, 40)
+    for reward in ("brightness", "digit:8"):
+        found["routes"].append(routes(pipeline, reward, REWARDS[reward][1], *size))
+    record("tiny_pipeline_quick" if asked.quick else "tiny_pipeline", found)
+
+
+if __name__ == "__main__":
+    main()
