@@ -22,7 +22,7 @@ LAWS = "none,plug-in,dps,cfg,fk,twisted,svdd,best-of-n"
 def sample(
     model: Annotated[str, typer.Option(help="Folder of a pipeline, or a hub id owner/name (the network is used).")],
     prompt: Annotated[list[str], typer.Option(help="What to draw; repeatable.")],
-    reward: Annotated[str, typer.Option(help="brightness, jpeg-compressibility, digit:8, clip:SOURCE ..., or a Python file.")],
+    reward: Annotated[str, typer.Option(help="brightness, digit:8, clip:SOURCE ... or a Python file.")],
     out: Annotated[Path, typer.Option(help="Folder for images, grid, figures, comparison.md and .json.")],
     control: Annotated[str, typer.Option(help="Laws with commas between, NAME or NAME:NUMBER.")] = LAWS,
     temperature: Annotated[list[float] | None, typer.Option(help="Price of a nat, in units of reward.")] = None,
