@@ -9,6 +9,7 @@ import torch
 
 from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
 from sdecontrol.claims.routes.draws import NODES, TimeRule, extrapolated
+from sdecontrol.claims.routes.generator import growth, places, residual_row
 from sdecontrol.claims.routes.latent import Latent
 from sdecontrol.claims.routes.plain import GaussianSum
 from sdecontrol.claims.routes.posterior import gaussian_kl, rule
@@ -76,6 +77,24 @@ def optimum_by_quadrature(case: Case) -> None:
     error_initial = abs(initial - other) + rounding(energy, condition=10.0)
     case.identity("KL(nu*||p_noise)", answers.kl_initial, initial, error_initial, scale=energy)
     case.identity("KL(Q*||Q) = KL(nu*||p_noise) + energy", answers.path_kl, initial + energy, error + error_initial)
+
+
+@CLAIM.check(EXACT)
+def rate_of_the_divergence(case: Case) -> None:
+    """At (u*, nu*) for mixtures in any dimension: A* log dQ*_t/dQ_t = |u*|^2 / 2 at points, so KL(Q*_t || Q_t) grows by
+    the mean energy; it ends as KL(p_ft || p_pre) = KL(Q* || Q), and starts as KL(nu* || p_noise).
+    """
+    no_running_reward(case)
+    answers, latent = case.answers, _mixture(case)
+    at = [(place, place.asked(answers.control)) for place in places(case)]
+    rates = [growth(place).rate(u) for place, u in at]
+    sides = [(rate, (u**2).sum(1) / 2, error) for (rate, error), (_, u) in zip(rates, at)]
+    residual_row(case, "A* log dQ*_t/dQ_t - |u*|^2 / 2 at points", sides)
+    known, error = latent.tilted_kl()
+    case.identity("KL(Q*||Q) = KL(p_ft||p_pre)", answers.path_kl, known, error)
+    if latent.by_rule:
+        known, error = latent.initial_kl()
+        case.identity("KL(nu*||p_noise)", answers.kl_initial, known, error)
 
 
 @CLAIM.check(MONTE_CARLO)

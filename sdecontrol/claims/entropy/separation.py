@@ -6,6 +6,10 @@ import numpy as np
 import torch
 
 from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.routes.atoms import relative_entropy
+from sdecontrol.claims.routes.atoms_start import STARTS, starts_of
+from sdecontrol.claims.routes.generator import growth, places, residual_row
+from sdecontrol.claims.routes.latent import Latent
 from sdecontrol.claims.routes.local import Steps, vanishing_row
 from sdecontrol.claims.routes.plain import GaussianSum, Quadric
 from sdecontrol.claims.routes.posterior import gaussian, gaussian_kl, rule
@@ -61,8 +65,8 @@ def initial_law_by_quadrature(case: Case) -> None:
     """The same identity in one and two dimensions where p_noise, nu* and v(0, .) have other forms: two Gaussian nu."""
     no_running_reward(case)
     bench, answers = Workbench.of(case), case.answers
-    latent, log_c = bench.latent, float(case.answers.log_normalizer)
-    if latent.dim > 2 or latent.codimension or len(latent.known_data.clouds) == 1:
+    latent, log_c = _mixture(case), float(case.answers.log_normalizer)
+    if latent.dim > 2 or latent.codimension:
         raise NotApplicable("for mixtures in one and two dimensions")
     for name, test in bench.tests.items():
         nu = gaussian(*test.start)
@@ -77,6 +81,47 @@ def initial_law_by_quadrature(case: Case) -> None:
         (left, right), other = sides(0.25), sides(0.3)
         error = abs(left - other[0]) + abs(right - other[1]) + rounding(1.0, log_c, condition=10.0)
         case.identity(f"nu = {name}: E v(0, .)/temperature - KL", left, right, error)
+
+
+@CLAIM.check(EXACT)
+def any_control_of_a_mixture(case: Case) -> None:
+    """Mixtures in any dimension, (3.14): A^u v/temperature - |u|^2 / 2 = -|u - u*|^2 / 2 at points, for every u.
+
+    Integrated along Q^u_y it is J(u, y) = v(0, y) - temperature E int |u - u*|^2 / 2. v is the second route's, and at
+    t = 0 the answers' too; u is none, u* and a random one.
+    """
+    no_running_reward(case)
+    answers, latent = case.answers, _mixture(case)
+    sides, rng = [], case.rng
+    for place in places(case):
+        best = place.asked(answers.control)
+        size = float(np.sqrt(np.square(best).mean()))
+        for u in (np.zeros_like(best), best, size * rng.standard_normal(best.shape)):
+            rate, error = growth(place).rate(u)
+            sides.append((rate, (u * best).sum(1) - (best**2).sum(1) / 2, error))
+    residual_row(case, "A^u v/temperature - (|u|^2 - |u - u*|^2) / 2 at points, for three u", sides)
+    starts = starts_of(case)
+    value = answers.value(0.0, starts.y).numpy() / case.problem.temperature
+    worst = float(np.abs(value - starts.growth).max())
+    case.zero(f"v(0, y)/temperature at {STARTS} y, by the second route", worst, starts.error)
+
+
+@CLAIM.check(EXACT)
+def initial_laws_on_atoms(case: Case) -> None:
+    """Mixtures in any dimension, (3.15) over finitely many starts: sum_j nu_j (v(0, y_j)/temperature - log nu_j/p_j)
+    = log C - KL(nu || nu*), with log C and nu* by the second route, for nu*, equal weights and two others.
+    """
+    no_running_reward(case)
+    _mixture(case)
+    starts, prior = starts_of(case), np.full(STARTS, 1 / STARTS)
+    value = case.answers.value(0.0, starts.y).numpy() / case.problem.temperature
+    laws = {"nu*": starts.weights, "p_noise": prior}
+    laws |= {f"random {i}": case.rng.dirichlet(np.full(STARTS, spread)) for i, spread in enumerate((3.0, 0.3), 1)}
+    for name, nu in laws.items():
+        found = float(nu @ value) - relative_entropy(nu, prior)
+        known = starts.log_c - relative_entropy(nu, starts.weights)
+        title = f"{STARTS} starts, nu = {name}: E v(0, .)/temperature - KL"
+        case.identity(title, found, known, starts.error * (1 + float(np.abs(value).max())))
 
 
 @CLAIM.check(DISCRETE)
@@ -131,6 +176,14 @@ def reweighted_starts(case: Case) -> None:
     gap = Estimate.difference(bench.profit(name), ratio * bench.profit("untilted"))
     case.sample(f"E_nu J(u*, .) two ways, nu of {name!r}", gap, 0.0, scale=float(reward.std()))
     case.sample("E_{p_noise} dnu/dp_noise", Estimate.mean(ratio), 1.0)
+
+
+def _mixture(case: Case) -> Latent:
+    """Raises NotApplicable for Gaussian data, which the moment equations settle."""
+    latent = Workbench.of(case).latent
+    if len(latent.known_data.clouds) == 1:
+        raise NotApplicable("Gaussian data are settled by the moment equations")
+    return latent
 
 
 def value_at_start(bench: Workbench) -> Quadric:

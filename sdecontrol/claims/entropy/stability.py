@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +12,12 @@ import torch
 from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
 from sdecontrol.claims.routes.atoms import relative_entropy
 from sdecontrol.claims.routes.atoms_start import STARTS, starts_of
+from sdecontrol.claims.routes.generator import Place, growth, places, residual_row
+from sdecontrol.claims.routes.latent import COARSER
 from sdecontrol.claims.routes.ode import Feedback, Measured
 from sdecontrol.claims.routes.pairs import THETA
 from sdecontrol.claims.routes.posterior import gaussian, gaussian_kl
-from sdecontrol.claims.routes.quadrature import Array
+from sdecontrol.claims.routes.quadrature import Array, line_distance
 from sdecontrol.claims.routes.schedule_chain import COARSE, PlainChain, own_chain, vanishing
 from sdecontrol.claims.routes.workbench import Workbench, no_running_reward
 from sdecontrol.estimate import Estimate
@@ -27,6 +30,8 @@ NAMES = {
     "reference": "no control, p_noise",
     "affine 1": "affine u, Gaussian nu",
 }
+
+PARTS = (0.0, 0.5)  # of the reward, of which (u_hat, nu_hat) is the optimum
 
 CLAIM = Claim(
     "prop-3.7",
@@ -57,6 +62,42 @@ def by_moment_equations(case: Case) -> None:
         if bench.latent.dim == 1:
             distance = _total_variation(star, bench.flow.fine.moments(name))
             case.bound(f"{title}: TV(p_ft, p_hat) <= eps/2", distance, half_eps(half.value), math.sqrt(error))
+
+
+@CLAIM.check(EXACT)
+def tilts_of_mixtures(case: Case) -> None:
+    """Mixtures in any dimension: (u_hat, nu_hat) the optimum for a part of the reward, or none of it, whose law is known.
+
+    There log dQ*/dQ_hat depends on Y_T only, so the KLs are equal; A* log dQ*_t/dQ_hat_t = |u* - u_hat|^2 / 2 at points
+    is the rate at which eps^2/2 grows. TV along the gradient of the reward at the mean, which bounds TV from below.
+    """
+    no_running_reward(case)
+    latent, answers = Workbench.of(case).latent, case.answers
+    if len(latent.known_data.clouds) == 1:
+        raise NotApplicable("Gaussian data are settled by the moment equations")
+    problem, law = case.problem, latent.reference(case.problem.process.horizon, COARSER)
+    star, mean = law.tilt(latent.rho), float(answers.path_kl + answers.log_normalizer)
+    for share in PARTS:
+        part = type(problem)(problem.process, problem.reward, problem.temperature / share).exact if share else None
+        title = f"optimum for {share} r" if part else "no control, p_noise"
+
+        def sides(place: Place, part: Any = part, share: float = share) -> tuple[Array, Array, Array]:
+            u = place.asked(answers.control)
+            rate, error = growth(place).rate(u)
+            if part is None:
+                return rate, (u**2).sum(1) / 2, error
+            rate_of_part, error_of_part = growth(place, share).rate(u)
+            apart = u - place.asked(part.control)
+            return rate - rate_of_part, (apart**2).sum(1) / 2, error + error_of_part
+
+        residual_row(case, f"{title}: A* log dQ*_t/dQ_hat_t - |u* - u_hat|^2 / 2 at points", map(sides, places(case)))
+        divergence, error = latent.tilted_kl(share)
+        half = (1 - share) * mean - float(answers.log_normalizer) + (float(part.log_normalizer) if part else 0.0)
+        case.identity(f"{title}: KL(p_ft||p_hat) = eps^2/2", divergence, half, error)
+        other = law.tilt(latent.rho.times(share)).law if share else law
+        pull = latent.rho.linear - latent.rho.curvature @ star.law.mean
+        distance, error = line_distance(star.law.along(pull), other.along(pull))
+        case.bound(f"{title}: TV(p_ft, p_hat) <= eps/2, along grad r", distance, half_eps(half), error)
 
 
 @CLAIM.check(DISCRETE)

@@ -90,11 +90,7 @@ class Workbench(Simulations):
 
     def narrowest(self, t: float) -> float:
         """The smallest standard deviation at time t: the length over which answers change."""
-        if self.latent.data is None:
-            return self.latent.spread(t)
-        a, h = self.latent.level(t)
-        smallest = min(float(np.linalg.eigvalsh(c.covariance)[0]) for c in self.latent.data.clouds)
-        return math.sqrt(a * a * smallest + h)
+        return self.latent.narrowest(t)
 
     @cached_property
     def condition(self) -> float:
