@@ -9,12 +9,11 @@ from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, No
 from sdecontrol.claims.routes.atoms import relative_entropy
 from sdecontrol.claims.routes.atoms_start import STARTS, starts_of
 from sdecontrol.claims.routes.generator import growth, places, residual_row
-from sdecontrol.claims.routes.latent import Latent
 from sdecontrol.claims.routes.local import Steps, vanishing_row
 from sdecontrol.claims.routes.plain import GaussianSum, Quadric
 from sdecontrol.claims.routes.posterior import gaussian, gaussian_kl, rule
 from sdecontrol.claims.routes.quadrature import Array
-from sdecontrol.claims.routes.workbench import LAW_ACCURACY, Workbench, mild, no_running_reward
+from sdecontrol.claims.routes.workbench import LAW_ACCURACY, Workbench, mild, mixture_of, no_running_reward
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import total_reward
 from sdecontrol.moments import AffineChain, moments
@@ -65,7 +64,7 @@ def initial_law_by_quadrature(case: Case) -> None:
     """The same identity in one and two dimensions where p_noise, nu* and v(0, .) have other forms: two Gaussian nu."""
     no_running_reward(case)
     bench, answers = Workbench.of(case), case.answers
-    latent, log_c = _mixture(case), float(case.answers.log_normalizer)
+    latent, log_c = mixture_of(case), float(case.answers.log_normalizer)
     if latent.dim > 2 or latent.codimension:
         raise NotApplicable("for mixtures in one and two dimensions")
     for name, test in bench.tests.items():
@@ -91,8 +90,8 @@ def any_control_of_a_mixture(case: Case) -> None:
     t = 0 the answers' too; u is none, u* and a random one.
     """
     no_running_reward(case)
-    answers, latent = case.answers, _mixture(case)
-    sides, rng = [], case.rng
+    mixture_of(case)
+    answers, sides, rng = case.answers, [], case.rng
     for place in places(case):
         best = place.asked(answers.control)
         size = float(np.sqrt(np.square(best).mean()))
@@ -112,7 +111,7 @@ def initial_laws_on_atoms(case: Case) -> None:
     = log C - KL(nu || nu*), with log C and nu* by the second route, for nu*, equal weights and two others.
     """
     no_running_reward(case)
-    _mixture(case)
+    mixture_of(case)
     starts, prior = starts_of(case), np.full(STARTS, 1 / STARTS)
     value = case.answers.value(0.0, starts.y).numpy() / case.problem.temperature
     laws = {"nu*": starts.weights, "p_noise": prior}
@@ -176,14 +175,6 @@ def reweighted_starts(case: Case) -> None:
     gap = Estimate.difference(bench.profit(name), ratio * bench.profit("untilted"))
     case.sample(f"E_nu J(u*, .) two ways, nu of {name!r}", gap, 0.0, scale=float(reward.std()))
     case.sample("E_{p_noise} dnu/dp_noise", Estimate.mean(ratio), 1.0)
-
-
-def _mixture(case: Case) -> Latent:
-    """Raises NotApplicable for Gaussian data, which the moment equations settle."""
-    latent = Workbench.of(case).latent
-    if len(latent.known_data.clouds) == 1:
-        raise NotApplicable("Gaussian data are settled by the moment equations")
-    return latent
 
 
 def value_at_start(bench: Workbench) -> Quadric:

@@ -108,7 +108,7 @@ def places(case: Case) -> tuple[Place, ...]:
 @lru_cache(maxsize=2)
 def _places(problem: Problem, quick: bool, seed: int) -> tuple[Place, ...]:
     check_smooth(problem.process)
-    latent, rng = Latent(problem), np.random.default_rng([seed, *b"generator"])
+    latent, rng = Latent.of(problem), np.random.default_rng([seed, *b"generator"])
     latent.known_data, latent.start  # noqa: B018  raise NotApplicable
     times = [share * problem.process.horizon for share in FRACTIONS[: 1 if quick else None]]
     return tuple(Place(latent, t, latent.encode(t, latent.draw(t, POINTS, rng, widen=1.5))) for t in times)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sdecontrol.claims.base import NotApplicable, rounding
+from sdecontrol.claims.base import NotApplicable
 from sdecontrol.claims.routes.ode import Feedback, LinearSDE, check_smooth
 from sdecontrol.claims.routes.output import latent_data
 from sdecontrol.claims.routes.plain import Cloud, Frame, GaussianSum, Quadric, whole
-from sdecontrol.claims.routes.posterior import Clean, exponent, gaussian, noised, start_nodes, tilted_mass
-from sdecontrol.claims.routes.quadrature import OTHER_SPACING, SPACING, Array, log_sum_exp
+from sdecontrol.claims.routes.posterior import Clean, exponent, gaussian, noised, tilted_mass
+from sdecontrol.claims.routes.quadrature import SPACING, Array
 from sdecontrol.controls import AffineControl, Control
 from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Law, NoisySubspace
 from sdecontrol.processes import Process, ReverseProcess
@@ -42,6 +41,12 @@ class Latent:
         self._problem = problem
         self.dim: int = self.frame.basis.shape[1]
         self.codimension = self.process.dim - self.dim
+
+    @staticmethod
+    @lru_cache(maxsize=2)
+    def of(problem: Any) -> Latent:
+        """That of a problem, made once: nothing in it depends on the answers in question."""
+        return Latent(problem)
 
     @cached_property
     def rho(self) -> Quadric:
@@ -129,33 +134,6 @@ class Latent:
         if self.by_rule:
             error += abs(mass - self.reference(self.process.horizon, COARSER).log_mass(self.rho, SPACING))
         return mass, error
-
-    def tilted_kl(self, share: float = 0.0) -> tuple[float, float]:
-        """KL(p_ft || p'), p' being p_pre tilted by `share` of the reward (0: p_pre), and the error of the rules."""
-
-        def divergence(spacing: float) -> float:
-            law = self.reference(self.process.horizon, spacing)
-            tilt = law.tilt(self.rho)
-            return (1 - share) * tilt.mean_q - tilt.log_mass + law.log_mass(self.rho.times(share), OTHER_SPACING)
-
-        return self._with_error(divergence)
-
-    def initial_kl(self) -> tuple[float, float]:
-        """KL(nu* || p_noise) by a rule over a Gaussian start in one and two dimensions, and its error."""
-
-        def divergence(spacing: float) -> float:
-            nodes, log_weights = start_nodes(*self.gaussian_start, spacing)
-            growth = self.clean(0.0).log_growth(self.rho, nodes)
-            log_mass = log_sum_exp(log_weights + growth)
-            return float(np.exp(log_weights + growth - log_mass) @ growth - log_mass)
-
-        return self._with_error(divergence)
-
-    def _with_error(self, of_spacing: Callable[[float], float]) -> tuple[float, float]:
-        """A number, with what a coarser rule over the start changes, and the error of log C, as its error."""
-        found, (log_c, error) = of_spacing(FINE), self.log_normalizer()
-        error += rounding(1.0, found, log_c, condition=100.0, operations=100 * self.dim)
-        return found, error + (abs(found - of_spacing(COARSER)) if self.by_rule else 0.0)
 
     def reference(self, t: float, spacing: float = FINE) -> GaussianSum:
         """Q_t by the second route: the start, or the nodes of a rule for it, pushed through the posterior of X_s."""

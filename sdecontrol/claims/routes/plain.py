@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from sdecontrol.claims.base import NotApplicable
-from sdecontrol.claims.routes.quadrature import LOG_2PI, SPACING, Array, NormalLine, exponential_masses, exponential_moments, log_sum_exp
+from sdecontrol.claims.routes.quadrature import (
+    LOG_2PI,
+    SPACING,
+    Array,
+    NormalLine,
+    exponential_masses,
+    exponential_moments,
+    log_sum_exp,
+)
 from sdecontrol.laws import Gaussian, GaussianMixture, Isotropic, Law, Subspace
 
 
