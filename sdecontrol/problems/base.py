@@ -50,7 +50,7 @@ class Problem:
               "a ReverseProcess or a DiffusionProcess")  # fmt: skip
         self.process, self.reward, self.running_reward, self.name = process, reward, running_reward, name
         self.temperature = _temperature(temperature)
-        self._find_exact = exact or continuum
+        self.find_exact = exact or continuum
         _check_callable("reward", reward)
         _check_dimension("reward", reward, process)
         probe = _probe(process.event_shape).to(process.dtype)
@@ -70,7 +70,7 @@ class Problem:
     @cached_property
     def exact(self) -> ContinuumExact:
         """The exact answers about the continuous problem; NoClosedForm says why where there are none."""
-        return self._find_exact(self)
+        return self.find_exact(self)
 
     def running_rate(self, t: float, x: Tensor) -> Tensor:
         """rho(t, x): (n, *event) -> (n,), per unit of time. Only for problems with a running reward."""

@@ -1,4 +1,4 @@
-"""Divergences at the two ends of exact scores: of the tilts of p_pre by parts of the reward, and of nu* from p_noise."""
+"""Divergences at both ends of exact scores: of the tilts of p_pre by parts of the reward, and of nu* from p_noise."""
 
 from __future__ import annotations
 
