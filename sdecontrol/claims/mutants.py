@@ -81,6 +81,10 @@ def trials(claim: Claim, problem: Problem, quick: bool, seed: int) -> list[dict[
     A quick case is tried first: what it rejects needs no more paths.
     """
     found = []
+    if claim.id not in _PRECISE:  # first: it asks for the simulations that the truth has just made
+        spread = _SpreadForError(claim, problem, None, quick, seed)
+        doubt = claim.first_doubt(spread, [MONTE_CARLO], [VIOLATED, INCONCLUSIVE])
+        found += [_trial("standard error without root n", doubt)] if spread.used else []
     for mutant in MUTANTS:
         case = mutant.case(claim, problem, True, seed) if mutant.concerns(claim, problem) else None
         if case is not None:
@@ -88,10 +92,6 @@ def trials(claim: Claim, problem: Problem, quick: bool, seed: int) -> list[dict[
             if doubt is None and not quick:
                 doubt = claim.first_doubt(Case(claim, problem, case.answers, False, seed))
             found.append(_trial(mutant.name, doubt))
-    if claim.id not in _PRECISE:
-        spread = _SpreadForError(claim, problem, None, quick, seed)
-        doubt = claim.first_doubt(spread, [MONTE_CARLO], [VIOLATED, INCONCLUSIVE])
-        found += [_trial("standard error without root n", doubt)] if spread.used else []
     return found
 
 
@@ -142,23 +142,23 @@ def _static(answers: Any) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------- the control
 
 
-@mutant("control x 0.9", "prop-3.5 eq-3.27", "prop-3.3 eq-3.13 prop-3.6 prop-3.7")
+@mutant("control x 0.9", "prop-3.3 eq-3.13 prop-3.5 prop-3.6 eq-3.27 prop-3.7")
 def _scaled(problem: Problem, e: Any) -> dict[str, Any]:
     return {"control": 0.9 * e.control}
 
 
-@mutant("sign of the control", "prop-3.5 prop-3.6 eq-3.27", "prop-3.3 prop-3.7")
+@mutant("sign of the control", "prop-3.3 eq-3.13 prop-3.5 prop-3.6 eq-3.27 prop-3.7")
 def _negated(problem: Problem, e: Any) -> dict[str, Any]:
     return {"control": -e.control}
 
 
-@mutant("g^2 for g in the control", "prop-3.5 eq-3.27", "prop-3.3 prop-3.6 prop-3.7")
+@mutant("g^2 for g in the control", "prop-3.3 eq-3.13 prop-3.5 prop-3.6 eq-3.27 prop-3.7")
 def _squared_amplitude(problem: Problem, e: Any) -> dict[str, Any]:
     amplitude = problem.process.amplitude
     return {"control": StateControl(lambda t, x: amplitude(t) * e.control(t, x))}
 
 
-@mutant("temperature forgotten in the control", "prop-3.5 eq-3.27", "prop-3.3 prop-3.6 prop-3.7")
+@mutant("temperature forgotten in the control", "prop-3.3 eq-3.13 prop-3.5 prop-3.6 eq-3.27 prop-3.7")
 def _no_temperature(problem: Problem, e: Any) -> dict[str, Any]:
     _needs(abs(problem.temperature - 1) > 0.05)
     return {"control": problem.temperature * e.control}
@@ -176,7 +176,7 @@ def _value(of: Callable[[float, Tensor], Tensor]) -> dict[str, Any]:
     return {"value": of}
 
 
-@mutant("value x 0.9", "prop-3.4 prop-3.5 prop-3.6 eq-3.24")
+@mutant("value x 0.9", "eq-3.13 prop-3.4 prop-3.5 prop-3.6 eq-3.24")
 def _scaled_value(problem: Problem, e: Any) -> dict[str, Any]:
     return _value(lambda t, x: 0.9 * e.value(t, x))
 
@@ -186,7 +186,7 @@ def _reversed_value(problem: Problem, e: Any) -> dict[str, Any]:
     return _value(lambda t, x: e.value(problem.process.horizon - t, x))
 
 
-@mutant("value without its constant", "prop-3.4 prop-3.5 eq-3.24")
+@mutant("value without its constant", "eq-3.13 prop-3.4 prop-3.5 eq-3.24")
 def _shifted_value(problem: Problem, e: Any) -> dict[str, Any]:
     return _value(lambda t, x: e.value(t, x) - 0.1 * problem.temperature)
 
@@ -212,7 +212,7 @@ def _optimum(problem: Problem, e: Any) -> dict[str, Any]:
     return {"optimum": e.log_normalizer}
 
 
-@mutant("KL reversed", "lemma-3.1", "prop-3.3")
+@mutant("KL reversed", "lemma-3.1", "prop-3.3 prop-3.7")
 def _reversed_kl(problem: Problem, e: Any) -> dict[str, Any]:
     reverse = kl(e.reference, e.terminal)
     _needs(abs(reverse - e.path_kl) > 1e-3 * e.path_kl)
@@ -231,7 +231,7 @@ def _double_initial_kl(problem: Problem, e: Any) -> dict[str, Any]:
     return {"path_kl": e.path_kl + e.kl_initial}
 
 
-@mutant("energy without its half", "prop-3.3")
+@mutant("energy without its half", "prop-3.3 prop-3.7")
 def _double_energy(problem: Problem, e: Any) -> dict[str, Any]:
     return {"energy": 2 * e.energy, "path_kl": e.path_kl + e.energy}
 

@@ -32,7 +32,8 @@ class Subject:
     def named(self, name: str) -> Subject:
         """The same subject under another name."""
         p = self.problem
-        return replace(self, problem=Problem(p.process, p.reward, p.temperature, p.running_reward, name=name))
+        renamed = Problem(p.process, p.reward, p.temperature, p.running_reward, name=name, exact=p.find_exact)
+        return replace(self, problem=renamed)
 
 
 def total(data: DataSet) -> Quadratic:

@@ -17,9 +17,11 @@ from sdecontrol.report.run import Checking, Pair, Result, Results, versions
 FOLDER = ".parts"
 
 
-def sources() -> str:
-    """A hash of every source file of the library as it is installed."""
-    package = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parents[1]
+
+
+def sources(package: Path = PACKAGE) -> str:
+    """A hash of every source file of a package: of the library as it is installed."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sdecontrol.report.atomic import write
+from sdecontrol.report.parts import sources
 
 from .planted import Bug, Hint
 
@@ -29,6 +30,7 @@ PACKAGE = ROOT / "sdecontrol"
 TIME_LIMIT = 300.0  # seconds of one run
 VIOLATED, FAILED, GREEN = "violated", "check failed", "green"
 TIMEOUT, STOPPED = "time limit", "stopped before any check"
+TEST_FAILED = "test failed"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Outcome:
 
     @property
     def caught(self) -> bool:
-        return self.exit_code not in (0, None) and self.verdict in (VIOLATED, FAILED)
+        return self.exit_code not in (0, None) and self.verdict in (VIOLATED, FAILED, TEST_FAILED)
 
 
 class Workshop:
@@ -59,7 +61,7 @@ class Workshop:
         self._folder = Path(tempfile.mkdtemp(prefix="planted-"))
         self.copy = self._folder / "sdecontrol"
         shutil.copytree(package, self.copy, ignore=shutil.ignore_patterns("__pycache__"))
-        self.fingerprint = fingerprint(self.copy)
+        self.fingerprint = sources(self.copy)[:16]
 
     def __enter__(self) -> Workshop:
         return self
@@ -72,6 +74,13 @@ class Workshop:
 
         Raises: ValueError when the bug does not apply; RuntimeError when it was not the copy that ran.
         """
+        return self._with(bug, lambda: self._run(hint))
+
+    def test(self, bug: Bug) -> Outcome:
+        """The bug's test on the copy with the bug in it. Raises as `verify`."""
+        return self._with(bug, lambda: self._pytest(bug.test))
+
+    def _with(self, bug: Bug | None, run: Callable[[], Outcome]) -> Outcome:
         target = self.copy / (bug.file if bug else "__init__.py")
         clean = target.read_text()
         byte_code = Path(_cached(target))
@@ -79,7 +88,7 @@ class Workshop:
         try:
             if bug:
                 target.write_text(bug.edited(clean))
-            outcome = self._run(hint)
+            outcome = run()
             if not byte_code.exists():
                 raise RuntimeError(f"{target.name} of the copy was not imported: {outcome}")
             return outcome
@@ -90,16 +99,23 @@ class Workshop:
     def _run(self, hint: Hint | None) -> Outcome:
         claims, problem = hint or ((), "")
         arguments = ["verify", *claims, *(["--problem", problem] if problem else []), "--quick", "--json"]
-        command = " ".join(["sdecontrol", *arguments])
+        return self._python(" ".join(["sdecontrol", *arguments]), ["sdecontrol", *arguments], _read)
+
+    def _pytest(self, test: str) -> Outcome:
+        # from the folder of the copy: `python -m pytest` puts where it starts in front of everything else
+        arguments = ["pytest", "-q", "-x", "-p", "no:cacheprovider", f"--rootdir={ROOT}", str(ROOT / "tests" / test)]
+        return self._python(f"pytest tests/{test}", arguments, _read_pytest)
+
+    def _python(self, command: str, arguments: list[str], read: Callable[..., Outcome]) -> Outcome:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         environment |= {"PYTHONPATH": str(self._folder), "OMP_NUM_THREADS": "1"}
         start = time.perf_counter()
         try:
-            done = subprocess.run([sys.executable, "-m", "sdecontrol", *arguments], cwd=self._folder, env=environment,
+            done = subprocess.run([sys.executable, "-m", *arguments], cwd=self._folder, env=environment,
                                   capture_output=True, text=True, timeout=TIME_LIMIT)  # fmt: skip
         except subprocess.TimeoutExpired:
             return Outcome(command, None, TIMEOUT, seconds=round(time.perf_counter() - start, 1))
-        return _read(command, done, round(time.perf_counter() - start, 1))
+        return read(command, done, round(time.perf_counter() - start, 1))
 
 
 def _cached(source: Path) -> str:
@@ -128,16 +144,16 @@ def _read(command: str, done: subprocess.CompletedProcess[str], seconds: float) 
     return found
 
 
-def fingerprint(package: Path) -> str:
-    """A hash of every source file, so that results are not kept when the library changes."""
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+def _read_pytest(command: str, done: subprocess.CompletedProcess[str], seconds: float) -> Outcome:
+    said = [line[1:].strip() for line in done.stdout.splitlines() if line.startswith("E  ")]
+    verdict = {0: GREEN, 1: TEST_FAILED}.get(done.returncode, STOPPED)
+    return Outcome(command, done.returncode, verdict, detail=(said or [""])[0][:300], seconds=seconds)
 
 
 def hunt(shop: Workshop, bug: Bug) -> Outcome:
-    """The hint first; all of `verify --quick` where that stays green."""
+    """The hint first; all of `verify --quick` where that stays green. A test, where the bug names one."""
+    if bug.test:
+        return shop.test(bug)
     outcome = shop.verify(bug, bug.hint)
     return outcome if outcome.caught else shop.verify(bug)
 
@@ -175,4 +191,4 @@ def _keep(results: Path, table: dict[str, Any]) -> None:
 
 def edit_of(bug: Bug) -> str:
     """A hash of what a result depends on beside the library."""
-    return hashlib.sha256(f"{bug.file}\0{bug.old}\0{bug.new}\0{bug.hint}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{bug.file}\0{bug.old}\0{bug.new}\0{bug.hint}\0{bug.test}".encode()).hexdigest()[:16]

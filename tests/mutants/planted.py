@@ -1,7 +1,8 @@
 """Bugs to plant in the library, one at a time: an exact piece of its source and what to put in its place.
 
 Each is a mistake that a person makes: a factor, a sign, a square, a forgotten term, a number from the wrong owner. None
-is equivalent to the code that it replaces. `hint` is where to look first: claims and one problem.
+is equivalent to the code that it replaces. `hint` is where to look first: claims and one problem. Code that no claim
+uses, because it is compared with its own tests only, names the test that should see the bug instead.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Bug:
     old: str
     new: str
     story: str
-    hint: Hint
+    hint: Hint = ((), "")
+    test: str = ""  # a file of tests/ and a function in it, for code that no claim uses
 
     def edited(self, source: str) -> str:
         """The source with the bug in it. Raises ValueError unless `old` occurs exactly once."""
@@ -263,6 +265,12 @@ LAWS = [
     Bug("posterior-covariance", "laws/gaussian.py",
         "spectrum.matrix(h * spectrum.values / noisy)", "spectrum.matrix(spectrum.values / noisy)",
         "clean given noisy: the covariance forgets h", (("prop-3.6", "lemma-3.1"), VP1)),
+    Bug("posterior-draw-root", "laws/base.py",
+        "apply(symmetric_root(covariance).to(y), z[rows])", "apply(covariance.to(y), z[rows])",
+        "draws of clean given noisy multiply normals by a covariance", (("eq-3.28",), MIX_VE)),
+    Bug("posterior-draw-shares", "laws/base.py",
+        "chosen = choose(self.reweight(y).exp(), block)[:n]", "chosen = choose(0 * self.reweight(y).exp() + 1, block)[:n]",
+        "draws of clean given noisy take every component as often", (("eq-3.28",), MIX)),
     Bug("subspace-normal-score", "laws/subspace.py",
         "y, -1 / self.variance", "y, -0.0 / self.variance",
         "the score forgets the noise off the subspace", (("prop-3.3", "prop-3.6"), SUB)),
@@ -384,4 +392,80 @@ EXACT = [
         "the exact reverse path KL is the forward one", (("prop-3.3",), VP1)),
 ]  # fmt: skip
 
-BUGS = [*SCHEDULES, *PROCESSES, *KERNELS, *STEPS, *PATHS, *LAWS, *REWARDS, *EXACT]
+VALUES = [
+    Bug("multilevel-tail", "value/multilevel.py",
+        "[ratio / (ratio - 1)]", "[1.0]",
+        "the last level does not stand for all finer ones",
+        test="test_feynman_kac.py::test_multilevel_counts_the_finer_levels"),
+    Bug("importance-ratio", "value/importance.py",
+        "log_ratio = path.weights.martingale + path.weights.energy",
+        "log_ratio = path.weights.martingale - path.weights.energy",
+        "the weight of a controlled path with the wrong sign of its energy",
+        test="test_feynman_kac.py::test_a_control_takes_away_the_variance"),
+    Bug("laplace-normal", "value/importance.py",
+        "log_p = -z.square().sum(1) / 2 - q / 2 * LOG_2PI", "log_p = -z.square().sum(1) / 2",
+        "a proposal's weight forgets the constant of the normal density",
+        test="test_feynman_kac.py::test_known_transitions"),
+    Bug("value-weights", "value/integrand.py",
+        "digest = hashlib.blake2b(f\"{noise.seed} {label}\".encode(), digest_size=8).digest()",
+        "digest = hashlib.blake2b(f\"{noise.seed}\".encode(), digest_size=8).digest()",
+        "levels that should be independent see the same noise",
+        test="test_feynman_kac.py::test_coverage"),
+    Bug("gradient-slope", "value/gradient_terms.py",
+        "terms = w * self.slope + (w - 1) * self.score", "terms = self.slope + (w - 1) * self.score",
+        "the pathwise part of a gradient without its weight",
+        test="test_value_gradient.py::test_rules_against_closed_forms"),
+]  # fmt: skip
+
+GUIDANCE = [
+    Bug("code-beta", "guidance/gradient.py",
+        "(a * a / 2) / (a * a * label.variance + h * dot(slope, slope))",
+        "(a / 2) / (a * a * label.variance + h * dot(slope, slope))",
+        "the weight of G_loss with alpha for alpha squared",
+        test="test_guidance.py::test_the_weight_of_the_code_is_exact_where_the_covariance_is_a_projector"),
+    Bug("exact-beta", "guidance/gradient.py",
+        "return 0.5 / (label.variance + (h / a)", "return 0.5 / (label.variance + h",
+        "the exact weight of G_loss forgets Tweedie's 1/alpha",
+        test="test_guidance.py::test_g_loss_with_the_exact_weight_is_the_exact_variance_of_a_label"),
+    Bug("pigdm-variance", "guidance/reconstruction.py",
+        "(h / (a * a + h))", "(h / (a + h))",
+        "PiGDM's variance with alpha for alpha squared",
+        test="test_guidance.py::test_pigdm_is_doob_for_unit_gaussian_data"),
+    Bug("exact-variance-temperature", "guidance/reconstruction.py",
+        "torch.diag(self.temperature / self.weights.to(step.x))", "torch.diag(1 / self.weights.to(step.x))",
+        "the exact-variance law forgets the temperature in its shrinkage",
+        test="test_guidance.py::test_the_exact_variance_is_doob_for_gaussian_data"),
+    Bug("cfg-strength", "guidance/free.py",
+        "start).mul(self.strength))", "start).mul(1 + self.strength))",
+        "classifier-free guidance counts the condition once more",
+        test="test_guidance.py::test_classifier_free_guidance_towards_the_tilted_law_is_doob_and_two_strengths_add"),
+]  # fmt: skip
+
+STEERING = [
+    Bug("survivors-weight", "steering/smc.py",
+        "anew = choice.level.repeat_interleave(self.particles, 0)[:, 0] - self.phi",
+        "anew = choice.level.repeat_interleave(self.particles, 0)[:, 0]",
+        "survivors keep their potential beside the weight of the population",
+        test="test_steering.py::test_z_is_unbiased_for_every_potential_and_threshold"),
+    Bug("max-potential", "steering/potentials.py",
+        "return phi + best, best", "return best, best",
+        "the max potential forgets what it had summed",
+        test="test_steering.py::test_potentials_are_those_of_the_paper"),
+    Bug("effective-size", "steering/resampling.py",
+        "(2 * log_weights.logsumexp(1) - (2 * log_weights).logsumexp(1)).exp()",
+        "(log_weights.logsumexp(1) - (2 * log_weights).logsumexp(1)).exp()",
+        "the effective size of weights that are not normalised",
+        test="test_steering.py::test_populations_are_chosen_one_by_one"),
+    Bug("comb-offset", "steering/resampling.py",
+        "(torch.arange(teeth, dtype=torch.float64) + u[:, None]) / teeth",
+        "(torch.arange(teeth, dtype=torch.float64) + 0.0 * u[:, None]) / teeth",
+        "the comb of systematic resampling always begins at 0",
+        test="test_steering.py::test_systematic_resampling_copies_by_weight"),
+    Bug("promise-running", "steering/smc.py",
+        "problem.reward(step.x0_hat) + step.dt * problem.running_rate(step.t, step.x)",
+        "problem.reward(step.x0_hat) - step.dt * problem.running_rate(step.t, step.x)",
+        "a promise takes the running reward for a cost",
+        test="test_steering.py::test_the_default_value_is_the_reward_at_the_posterior_mean_and_what_this_step_collects"),
+]  # fmt: skip
+
+BUGS = [*SCHEDULES, *PROCESSES, *KERNELS, *STEPS, *PATHS, *LAWS, *REWARDS, *EXACT, *VALUES, *GUIDANCE, *STEERING]

@@ -41,6 +41,10 @@ def test_applies(bug: Bug) -> None:
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_hint_names_what_exists(bug: Bug) -> None:
+    if bug.test:
+        file, name = bug.test.split("::")
+        assert f"def {name}(" in (PACKAGE.parent / "tests" / file).read_text()
+        return
     ids, problem = bug.hint
     assert ids and set(ids) <= {claim.id for claim in claims()}
     assert problem in BUILTIN
@@ -64,7 +68,7 @@ def test_is_caught_where_the_hint_says(shop: Workshop, name: str) -> None:
 
 
 def test_a_run_that_never_checks_is_no_catch(shop: Workshop) -> None:
-    broken = Bug("broken", "cli.py", "def _prepare(", "def _prepared(", "", BUGS[0].hint)
+    broken = Bug("broken", "cli/verify.py", "def _prepare(", "def _prepared(", "", BUGS[0].hint)
     outcome = shop.verify(broken, broken.hint)
     assert outcome.exit_code == 1 and outcome.verdict == harness.STOPPED and not outcome.caught
 

@@ -9,11 +9,12 @@ import torch
 
 from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
 from sdecontrol.claims.routes.draws import NODES, TimeRule, extrapolated
-from sdecontrol.claims.routes.latent import Latent
+from sdecontrol.claims.routes.ends import initial_kl, tilted_kl
+from sdecontrol.claims.routes.generator import growth, places, residual_row
 from sdecontrol.claims.routes.plain import GaussianSum
 from sdecontrol.claims.routes.posterior import gaussian_kl, rule
 from sdecontrol.claims.routes.quadrature import Array
-from sdecontrol.claims.routes.workbench import Workbench, no_running_reward
+from sdecontrol.claims.routes.workbench import Workbench, mixture_of, no_running_reward
 from sdecontrol.controls import Control
 from sdecontrol.estimate import Estimate
 from sdecontrol.girsanov import path_kl, reverse_path_kl
@@ -58,7 +59,7 @@ def optimum_by_moment_equations(case: Case) -> None:
 def optimum_by_quadrature(case: Case) -> None:
     """At (u*, nu*) for mixtures in one and two dimensions: mean energy over the noised tilt of the data."""
     no_running_reward(case)
-    answers, latent = case.answers, _mixture(case)
+    answers, latent = case.answers, mixture_of(case)
     if not latent.matched:
         raise NotApplicable("Q*_t is a finite mixture for the noised data law as the start only")
     tilted = latent.known_data.tilt(latent.rho).law
@@ -78,11 +79,27 @@ def optimum_by_quadrature(case: Case) -> None:
     case.identity("KL(Q*||Q) = KL(nu*||p_noise) + energy", answers.path_kl, initial + energy, error + error_initial)
 
 
+@CLAIM.check(EXACT)
+def rate_of_the_divergence(case: Case) -> None:
+    """At (u*, nu*) for mixtures in any dimension: A* log dQ*_t/dQ_t = |u*|^2 / 2 at points, so KL(Q*_t || Q_t) grows by
+    the mean energy; it ends as KL(p_ft || p_pre) = KL(Q* || Q), and starts as KL(nu* || p_noise).
+    """
+    no_running_reward(case)
+    answers, latent = case.answers, mixture_of(case)
+    at = [(place, place.asked(answers.control)) for place in places(case)]
+    rates = [growth(place).rate(u) for place, u in at]
+    sides = [(rate, (u**2).sum(1) / 2, error) for (rate, error), (_, u) in zip(rates, at)]
+    residual_row(case, "A* log dQ*_t/dQ_t - |u*|^2 / 2 at points", sides)
+    case.identity("KL(Q*||Q) = KL(p_ft||p_pre)", answers.path_kl, *tilted_kl(latent))
+    if latent.by_rule:
+        case.identity("KL(nu*||p_noise)", answers.kl_initial, *initial_kl(latent))
+
+
 @CLAIM.check(MONTE_CARLO)
 def optimum_by_exact_draws(case: Case) -> None:
     """At (u*, nu*) for mixtures: under Q* Y_t is a draw of the tilted data noised to its level; no time steps."""
     no_running_reward(case)
-    _mixture(case)
+    mixture_of(case)
     bench = Workbench.of(case)
     log_ratio, energy, bias = bench.optimal_costs
     total = Estimate.mean(bench.optimal_draws.weights * (energy + log_ratio))
@@ -181,14 +198,6 @@ def _mean_log_ratio(law: GaussianSum, other: GaussianSum, spacing: float) -> flo
 
 def _full_moments(law: Law) -> tuple[Array, Array]:
     return law.mean.numpy(), law.covariance.numpy()
-
-
-def _mixture(case: Case) -> Latent:
-    """Raises NotApplicable for Gaussian data, which the moment equations settle."""
-    latent = Workbench.of(case).latent
-    if len(latent.known_data.clouds) == 1:
-        raise NotApplicable("Gaussian data are settled by the moment equations")
-    return latent
 
 
 def _joint(steps: tuple[ChainStep, ...], initial: Law, control: Control | None) -> tuple[Array, Array]:

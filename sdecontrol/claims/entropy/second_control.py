@@ -11,9 +11,10 @@ from scipy.integrate import solve_ivp
 
 from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
 from sdecontrol.claims.entropy.separation import value_at_start
+from sdecontrol.claims.routes.local import HALVINGS, POINTS, order_row, rms, take_step
 from sdecontrol.claims.routes.plain import Quadric
 from sdecontrol.claims.routes.posterior import gaussian, gaussian_kl, rule
-from sdecontrol.claims.routes.quadrature import Array
+from sdecontrol.claims.routes.quadrature import Array, log_sum_exp, normal_nodes
 from sdecontrol.claims.routes.workbench import Workbench, mild, no_running_reward
 from sdecontrol.errors import BadInput
 from sdecontrol.estimate import Estimate
@@ -31,6 +32,8 @@ SHARE = 0.5  # of the prior's variance, in the start for which the claim fails
 STEPS = 5
 ODE_ERROR = 1e-10  # of the moment equations at relative tolerance 1e-12
 LARGEST_ODE = 20  # dimensions
+FIRST_STEP = 0.02  # of steps under the drift, the longest
+RULE = 0.8  # spacing in standard deviations: the rule's error is e^{-2 pi^2 / 0.64}
 NODES = 8  # Gauss-Hermite nodes a dimension of the drift without a closed form
 
 CLAIM = Claim(
@@ -184,6 +187,43 @@ def chain_of_a_few_steps(case: Case) -> None:
     case.zero(f"KL(law after {STEPS} steps || nu*)", gaussian_kl(latent.moments(0.0, chain.terminal), star), error)
     kl = gaussian_kl(star, latent.gaussian_start)
     case.identity("KL of its paths, against KL(nu* || p_noise)", chain.path_kl, kl, error)
+
+
+@CLAIM.check(DISCRETE)
+def steps_under_the_drift(case: Case) -> None:
+    """In one and two dimensions, where v(0, .) has other forms: an Euler step from x under w*, at the start and later.
+
+    V(t, x) = log E e^{v(0, x + eta sqrt(1 - t) xi)/temperature}, by a rule over the second route's v: over a step
+    E V(t', x') - dt |w*|^2 / 2 is V(t, x) up to dt^2, and V(0, m) at the start m is log C.
+    """
+    no_running_reward(case)
+    bench, second = Workbench.of(case), _second(case.problem)
+    latent = bench.latent
+    if bench.affine or latent.dim > 2 or latent.codimension:
+        raise NotApplicable("for mixtures in one and two dimensions")
+    clean, control = latent.clean(0.0), FollmerDrift(second, NODES)
+    xi, weights = normal_nodes(latent.dim, RULE)
+    mean, covariance = latent.gaussian_start
+    eta = float(np.sqrt(covariance[0, 0]))
+
+    def log_mean(t: float, x: Array) -> Array:
+        y = x[..., None, :] + eta * np.sqrt(1 - t) * xi
+        growth = clean.log_growth(latent.rho, y.reshape(-1, latent.dim)).reshape(y.shape[:-1])
+        return log_sum_exp(growth + np.log(weights), axis=-1)
+
+    log_c, start = float(case.answers.log_normalizer), float(log_mean(0.0, mean))
+    error = rounding(1.0, log_c, condition=100.0) + latent.log_normalizer()[1]
+    case.identity("log E e^{v(0, X_1)/temperature} from the point, against log C", start, log_c, error)
+    points = {0.0: mean[None], 0.5: mean + eta * case.rng.normal(size=(POINTS, latent.dim))}
+    for t, x in points.items():
+        state = torch.as_tensor(x)
+        w, now, gaps = control(t, state), log_mean(t, x), []
+        for count in HALVINGS:
+            step = take_step(second.process, EulerMaruyama(), t, t + FIRST_STEP / count, state, np.eye(latent.dim), w)
+            cost = step.dt / 2 * w.square().sum(1).numpy()
+            gaps.append(rms(step.mean(log_mean(step.t_next, step.ends.numpy())) - cost - now))
+        size = max(1.0, float(np.abs(now).max()))
+        order_row(case, f"t = {t:g}: E V' - V - dt |w*|^2 / 2 over a step under w*", gaps, 2, size)
 
 
 @CLAIM.check(MONTE_CARLO)

@@ -6,11 +6,14 @@ import numpy as np
 import torch
 
 from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
+from sdecontrol.claims.routes.atoms import relative_entropy
+from sdecontrol.claims.routes.atoms_start import STARTS, starts_of
+from sdecontrol.claims.routes.generator import growth, places, residual_row
 from sdecontrol.claims.routes.local import Steps, vanishing_row
 from sdecontrol.claims.routes.plain import GaussianSum, Quadric
 from sdecontrol.claims.routes.posterior import gaussian, gaussian_kl, rule
 from sdecontrol.claims.routes.quadrature import Array
-from sdecontrol.claims.routes.workbench import LAW_ACCURACY, Workbench, mild, no_running_reward
+from sdecontrol.claims.routes.workbench import LAW_ACCURACY, Workbench, mild, mixture_of, no_running_reward
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import total_reward
 from sdecontrol.moments import AffineChain, moments
@@ -61,8 +64,8 @@ def initial_law_by_quadrature(case: Case) -> None:
     """The same identity in one and two dimensions where p_noise, nu* and v(0, .) have other forms: two Gaussian nu."""
     no_running_reward(case)
     bench, answers = Workbench.of(case), case.answers
-    latent, log_c = bench.latent, float(case.answers.log_normalizer)
-    if latent.dim > 2 or latent.codimension or len(latent.known_data.clouds) == 1:
+    latent, log_c = mixture_of(case), float(case.answers.log_normalizer)
+    if latent.dim > 2 or latent.codimension:
         raise NotApplicable("for mixtures in one and two dimensions")
     for name, test in bench.tests.items():
         nu = gaussian(*test.start)
@@ -77,6 +80,47 @@ def initial_law_by_quadrature(case: Case) -> None:
         (left, right), other = sides(0.25), sides(0.3)
         error = abs(left - other[0]) + abs(right - other[1]) + rounding(1.0, log_c, condition=10.0)
         case.identity(f"nu = {name}: E v(0, .)/temperature - KL", left, right, error)
+
+
+@CLAIM.check(EXACT)
+def any_control_of_a_mixture(case: Case) -> None:
+    """Mixtures in any dimension, (3.14): A^u v/temperature - |u|^2 / 2 = -|u - u*|^2 / 2 at points, for every u.
+
+    Integrated along Q^u_y it is J(u, y) = v(0, y) - temperature E int |u - u*|^2 / 2. v is the second route's, and at
+    t = 0 the answers' too; u is none, u* and a random one.
+    """
+    no_running_reward(case)
+    mixture_of(case)
+    answers, sides, rng = case.answers, [], case.rng
+    for place in places(case):
+        best = place.asked(answers.control)
+        size = float(np.sqrt(np.square(best).mean()))
+        for u in (np.zeros_like(best), best, size * rng.standard_normal(best.shape)):
+            rate, error = growth(place).rate(u)
+            sides.append((rate, (u * best).sum(1) - (best**2).sum(1) / 2, error))
+    residual_row(case, "A^u v/temperature - (|u|^2 - |u - u*|^2) / 2 at points, for three u", sides)
+    starts = starts_of(case)
+    value = answers.value(0.0, starts.y).numpy() / case.problem.temperature
+    worst = float(np.abs(value - starts.growth).max())
+    case.zero(f"v(0, y)/temperature at {STARTS} y, by the second route", worst, starts.error)
+
+
+@CLAIM.check(EXACT)
+def initial_laws_on_atoms(case: Case) -> None:
+    """Mixtures in any dimension, (3.15) over finitely many starts: sum_j nu_j (v(0, y_j)/temperature - log nu_j/p_j)
+    = log C - KL(nu || nu*), with log C and nu* by the second route, for nu*, equal weights and two others.
+    """
+    no_running_reward(case)
+    mixture_of(case)
+    starts, prior = starts_of(case), np.full(STARTS, 1 / STARTS)
+    value = case.answers.value(0.0, starts.y).numpy() / case.problem.temperature
+    laws = {"nu*": starts.weights, "p_noise": prior}
+    laws |= {f"random {i}": case.rng.dirichlet(np.full(STARTS, spread)) for i, spread in enumerate((3.0, 0.3), 1)}
+    for name, nu in laws.items():
+        found = float(nu @ value) - relative_entropy(nu, prior)
+        known = starts.log_c - relative_entropy(nu, starts.weights)
+        title = f"{STARTS} starts, nu = {name}: E v(0, .)/temperature - KL"
+        case.identity(title, found, known, starts.error * (1 + float(np.abs(value).max())))
 
 
 @CLAIM.check(DISCRETE)

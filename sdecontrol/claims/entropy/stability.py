@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,13 +12,19 @@ import torch
 from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
 from sdecontrol.claims.routes.atoms import relative_entropy
 from sdecontrol.claims.routes.atoms_start import STARTS, starts_of
+from sdecontrol.claims.routes.ends import tilted_distance, tilted_kl
+from sdecontrol.claims.routes.generator import Place, growth, places, residual_row
 from sdecontrol.claims.routes.ode import Feedback, Measured
 from sdecontrol.claims.routes.pairs import THETA
 from sdecontrol.claims.routes.posterior import gaussian, gaussian_kl
 from sdecontrol.claims.routes.quadrature import Array
 from sdecontrol.claims.routes.schedule_chain import COARSE, PlainChain, own_chain, vanishing
-from sdecontrol.claims.routes.workbench import Workbench, no_running_reward
+from sdecontrol.claims.routes.workbench import Workbench, mixture_of, no_running_reward
 from sdecontrol.estimate import Estimate
+
+if TYPE_CHECKING:
+    from sdecontrol.exact.continuum.base import ContinuumExact
+    from sdecontrol.problems.base import Problem
 
 NAMES = {
     "weak": f"{THETA} u*, nu*",
@@ -27,6 +34,8 @@ NAMES = {
     "reference": "no control, p_noise",
     "affine 1": "affine u, Gaussian nu",
 }
+
+PARTS = (0.0, 0.5)  # of the reward, of which (u_hat, nu_hat) is the optimum
 
 CLAIM = Claim(
     "prop-3.7",
@@ -57,6 +66,37 @@ def by_moment_equations(case: Case) -> None:
         if bench.latent.dim == 1:
             distance = _total_variation(star, bench.flow.fine.moments(name))
             case.bound(f"{title}: TV(p_ft, p_hat) <= eps/2", distance, half_eps(half.value), math.sqrt(error))
+
+
+@CLAIM.check(EXACT)
+def tilts_of_mixtures(case: Case) -> None:
+    """Mixtures in any dimension: (u_hat, nu_hat) the optimum for a part of the reward or none of it; its law is known.
+
+    There log dQ*/dQ_hat depends on Y_T only, so the KLs are equal; A* log dQ*_t/dQ_hat_t = |u* - u_hat|^2 / 2 at points
+    is the rate at which eps^2/2 grows. TV along the gradient of the reward at the mean, which bounds TV from below.
+    """
+    no_running_reward(case)
+    latent, answers = mixture_of(case), case.answers
+    mean = float(answers.path_kl + answers.log_normalizer)
+    for share in PARTS:
+        part = _optimum_for(case.problem, share) if share else None
+        title = f"optimum for {share} r" if part else "no control, p_noise"
+
+        def sides(place: Place, part: ContinuumExact | None = part, share: float = share) -> tuple[Array, Array, Array]:
+            u = place.asked(answers.control)
+            rate, error = growth(place).rate(u)
+            if part is None:
+                return rate, (u**2).sum(1) / 2, error
+            rate_of_part, error_of_part = growth(place, share).rate(u)
+            apart = u - place.asked(part.control)
+            return rate - rate_of_part, (apart**2).sum(1) / 2, error + error_of_part
+
+        residual_row(case, f"{title}: A* log dQ*_t/dQ_hat_t - |u* - u_hat|^2 / 2 at points", map(sides, places(case)))
+        divergence, error = tilted_kl(latent, share)
+        half = (1 - share) * mean - float(answers.log_normalizer) + (float(part.log_normalizer) if part else 0.0)
+        case.identity(f"{title}: KL(p_ft||p_hat) = eps^2/2", divergence, half, error)
+        distance, error = tilted_distance(latent, share)
+        case.bound(f"{title}: TV(p_ft, p_hat) <= eps/2, along grad r", distance, half_eps(half), error)
 
 
 @CLAIM.check(DISCRETE)
@@ -156,9 +196,7 @@ def total_variation(case: Case) -> None:
 def mixtures(case: Case) -> None:
     """Mixtures: eps by exact draws of Q*; KL at u_hat = 0; mass above the median reward under the weakened u*."""
     no_running_reward(case)
-    bench, latent = Workbench.of(case), Workbench.of(case).latent
-    if len(latent.known_data.clouds) == 1:
-        raise NotApplicable("Gaussian data are settled by the moment equations")
+    bench, latent = Workbench.of(case), mixture_of(case)
     draws, (initial, energy, bias) = bench.optimal_draws, bench.optimal_costs
     half = Estimate.mean(draws.weights * (energy + initial))
     case.sample("no control, p_noise: KL(p_ft||p_pre) = eps^2/2", half, case.answers.path_kl, bias=bias,
@@ -179,6 +217,12 @@ def mixtures(case: Case) -> None:
     found = Estimate(abs(mass.value - above.value) - bias, math.hypot(mass.stderr, above.stderr), mass.n)
     title = f"{THETA} u*, nu*: difference of the mass of an event <= eps/2"
     case.sample_bound(title, found, bound, note=f"the left side less {bias:.2g} for the steps")
+
+
+@lru_cache(maxsize=2)
+def _optimum_for(problem: Problem, share: float) -> ContinuumExact:
+    """The library's answers for a part of the reward, which is the whole of it at a higher temperature."""
+    return type(problem)(problem.process, problem.reward, problem.temperature / share).exact
 
 
 def _pairs(bench: Workbench) -> dict[str, str]:

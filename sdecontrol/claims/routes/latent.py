@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,12 @@ class Latent:
         self.dim: int = self.frame.basis.shape[1]
         self.codimension = self.process.dim - self.dim
 
+    @staticmethod
+    @lru_cache(maxsize=2)
+    def of(problem: Any) -> Latent:
+        """That of a problem, made once: nothing in it depends on the answers in question."""
+        return Latent(problem)
+
     @cached_property
     def rho(self) -> Quadric:
         return self.frame.restrict(exponent(self._problem.reward, self._problem.temperature))
@@ -74,6 +80,10 @@ class Latent:
     def lift(self, t: float, z: Array) -> Tensor:
         """(n, d) -> (n, D), on the subspace."""
         return torch.as_tensor(self.level(t)[0] * self.frame.offset + z @ self.frame.basis.T)
+
+    def inside(self, vectors: Tensor) -> Array:
+        """Directions in latent coordinates: (n, D) -> (n, d)."""
+        return vectors.numpy() @ self.frame.basis
 
     def moments(self, t: float, law: Law) -> tuple[Array, Array]:
         """Mean and covariance of a law at time t in these coordinates."""
@@ -189,6 +199,17 @@ class Latent:
         """Typical standard deviation of a coordinate at time t."""
         a, h = self.level(t)
         return math.sqrt(a * a * self.size + h)
+
+    def narrowest(self, t: float) -> float:
+        """The smallest standard deviation of the noised data at time t, over components and directions."""
+        if self.data is None:
+            return self.spread(t)
+        a, h = self.level(t)
+        return math.sqrt(a * a * self._smallest + h)
+
+    @cached_property
+    def _smallest(self) -> float:
+        return min(float(np.linalg.eigvalsh(c.covariance)[0]) for c in self.known_data.clouds)
 
     def level_at_share(self, share: float) -> float:
         """The noise level at which S h / (a^2 S + h), S the typical variance of the data, is `share` of S itself.

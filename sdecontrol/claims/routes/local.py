@@ -132,10 +132,9 @@ class Steps:
         return max(1.0, float(np.abs(self.value).max()))
 
 
-@lru_cache(maxsize=4)
 def steps_at(bench: Workbench, t: float) -> Steps:
     """The steps of a workbench at a time, made once."""
-    return Steps(bench, t)
+    return bench.once(("steps", t), lambda: Steps(bench, t))
 
 
 def rms(values: Array) -> float:

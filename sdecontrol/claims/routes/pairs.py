@@ -34,7 +34,7 @@ class Pairs:
 
     @cached_property
     def latent(self) -> Latent:
-        return Latent(self.problem)
+        return Latent.of(self.problem)
 
     def rng(self, stream: str) -> np.random.Generator:
         return np.random.default_rng([self.seed, *stream.encode()])

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from sdecontrol.claims.base import NotApplicable
-from sdecontrol.claims.routes.quadrature import LOG_2PI, SPACING, Array, NormalLine, exponential_moments, log_sum_exp
+from sdecontrol.claims.routes.quadrature import (
+    LOG_2PI,
+    SPACING,
+    Array,
+    NormalLine,
+    exponential_masses,
+    exponential_moments,
+    log_sum_exp,
+)
 from sdecontrol.laws import Gaussian, GaussianMixture, Isotropic, Law, Subspace
 
 
@@ -52,6 +60,20 @@ class Cloud:
 
     def tilted(self, q: Quadric, spacing: float) -> tuple[Cloud, Array]:
         """The terms times e^q, and the mean of q under each: by quadrature in the coordinates that diagonalise q."""
+        log_moments, means_of_q = exponential_moments(*self._along(q), spacing)
+        at_means = q(self.means)
+        precision = scipy.linalg.inv(self.covariance)
+        covariance = scipy.linalg.inv(precision + q.curvature)
+        means = (self.means @ precision + q.linear) @ covariance
+        moved = Cloud(self.log_weights + at_means + log_moments.sum(1), means, (covariance + covariance.T) / 2)
+        return moved, at_means + means_of_q.sum(1)
+
+    def log_masses(self, q: Quadric, spacing: float) -> Array:
+        """log of the mass of each term times e^q: (n,)."""
+        return self.log_weights + q(self.means) + exponential_masses(*self._along(q), spacing).sum(1)
+
+    def _along(self, q: Quadric) -> tuple[Array, Array]:
+        """Slopes and bends (n, d) of q about the means, in the coordinates that diagonalise it."""
         values, vectors = scipy.linalg.eigh(self.covariance)
         root = vectors * np.sqrt(values)
         bends, turn = scipy.linalg.eigh(root.T @ q.curvature @ root)
@@ -60,13 +82,7 @@ class Cloud:
                 f"E exp(reward/temperature) is infinite: eigenvalue {1 + bends[0]:.3g} of the tilt's precision"
             )
         slopes = (q.linear - self.means @ q.curvature) @ (root @ turn)
-        log_moments, means_of_q = exponential_moments(slopes, np.broadcast_to(bends, slopes.shape), spacing)
-        at_means = q(self.means)
-        precision = scipy.linalg.inv(self.covariance)
-        covariance = scipy.linalg.inv(precision + q.curvature)
-        means = (self.means @ precision + q.linear) @ covariance
-        moved = Cloud(self.log_weights + at_means + log_moments.sum(1), means, (covariance + covariance.T) / 2)
-        return moved, at_means + means_of_q.sum(1)
+        return slopes, np.broadcast_to(bends, slopes.shape)
 
 
 @dataclass(frozen=True)
@@ -135,7 +151,7 @@ class GaussianSum:
 
     def log_mass(self, q: Quadric, spacing: float) -> float:
         """log E e^q by a rule of another spacing."""
-        return float(log_sum_exp(np.concatenate([c.tilted(q, spacing)[0].log_weights for c in self.clouds])))
+        return float(log_sum_exp(np.concatenate([c.log_masses(q, spacing) for c in self.clouds])))
 
 
 class Tilt(NamedTuple):

@@ -79,9 +79,7 @@ class Clean:
     def log_growth(self, rho: Quadric, y: Array) -> Array:
         """log E[e^rho(X) | y]: (n, d) -> (n,), the Gaussian integrals by quadrature."""
         zero = np.zeros(len(y))
-        growth = [
-            Cloud(zero, m, c).tilted(rho, SPACING)[0].log_weights for m, c in zip(self.means(y), self.covariances)
-        ]
+        growth = [Cloud(zero, m, c).log_masses(rho, SPACING) for m, c in zip(self.means(y), self.covariances)]
         return log_sum_exp(self.log_omega(y) + np.stack(growth), axis=0)
 
     def mean(self, rho: Quadric, y: Array) -> Array:

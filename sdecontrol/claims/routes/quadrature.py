@@ -21,6 +21,7 @@ SPACING, OTHER_SPACING = (
     0.4,
 )  # of trapezoidal rules, in standard deviations: e^{-2 pi^2 / 0.25} is far below rounding
 _RADIUS = 9.0
+_LINE_POINTS = 500
 
 
 def log_sum_exp(values: Array, axis: int | tuple[int, ...] | None = None) -> Array:
@@ -34,14 +35,26 @@ def exponential_moments(slope: Array, curvature: Array, spacing: float = SPACING
 
     Trapezoidal rule around the peak of the integrand; wanted 1 + curvature > 0, else the integral is infinite.
     """
+    q, log_terms, log_weight = _around_the_peak(slope, curvature, spacing)
+    log_total = log_sum_exp(log_terms, axis=-1)
+    share = np.exp(log_terms - log_total[..., None])
+    return log_total + log_weight, (share * q).sum(-1)
+
+
+def exponential_masses(slope: Array, curvature: Array, spacing: float = SPACING) -> Array:
+    """log E e^q alone, of the same q."""
+    _, log_terms, log_weight = _around_the_peak(slope, curvature, spacing)
+    return log_sum_exp(log_terms, axis=-1) + log_weight
+
+
+def _around_the_peak(slope: Array, curvature: Array, spacing: float) -> tuple[Array, Array, Array]:
+    """q and q - z^2/2 at the nodes of the rule, (..., nodes), and the log weight of a node, (...)."""
     peak, width = slope / (1 + curvature), 1 / np.sqrt(1 + curvature)
     t = np.arange(-_RADIUS, _RADIUS + spacing / 2, spacing)
     z = peak[..., None] + width[..., None] * t
-    q = slope[..., None] * z - curvature[..., None] * z * z / 2
-    log_terms = q - z * z / 2
-    log_total = log_sum_exp(log_terms, axis=-1)
-    share = np.exp(log_terms - log_total[..., None])
-    return log_total + np.log(width * spacing) - LOG_2PI / 2, (share * q).sum(-1)
+    square = z * z / 2
+    q = slope[..., None] * z - curvature[..., None] * square
+    return q, q - square, np.log(width * spacing) - LOG_2PI / 2
 
 
 def normal_nodes(dim: int, spacing: float = SPACING) -> tuple[Array, Array]:
@@ -104,12 +117,26 @@ class NormalLine:
 
     def nodes(self, breaks: tuple[float, ...] = (), order: int = 16) -> tuple[Array, Array]:
         """Nodes and probability weights: E f(X) is weights @ f(nodes); `breaks` are where f jumps or has a kink."""
-        low, high = float(np.min(self.means - 10 * self.stds)), float(np.max(self.means + 10 * self.stds))
+        low, high = self.reach
         count = max(8, math.ceil((high - low) / float(self.stds.min())))
         edges = np.unique(np.concatenate([np.linspace(low, high, count + 1), np.clip(np.array(breaks), low, high)]))
         x, w = legendre_panels(edges, order)
         return x, w * self.density(x)
 
+    @property
+    def reach(self) -> tuple[float, float]:
+        """Beyond which there is nothing that counts."""
+        return float(np.min(self.means - 10 * self.stds)), float(np.max(self.means + 10 * self.stds))
+
     def expect(self, f: Callable[[Array], Array], breaks: tuple[float, ...] = ()) -> float:
         x, w = self.nodes(breaks)
         return float(w @ f(x))
+
+
+def line_distance(first: NormalLine, second: NormalLine) -> tuple[float, float]:
+    """Total variation of two laws on the line by the trapezoidal rule, and what half as many points change."""
+    low, high = (pick(ends) for pick, ends in zip((min, max), zip(first.reach, second.reach)))
+    x = np.linspace(low, high, 2 * _LINE_POINTS + 1)
+    apart = np.abs(first.density(x) - second.density(x)) / 2
+    found = float(np.trapezoid(apart, x))
+    return found, abs(found - float(np.trapezoid(apart[::2], x[::2])))

@@ -21,6 +21,7 @@ from sdecontrol.claims.routes.ode import Feedback
 from sdecontrol.claims.routes.plain import GaussianSum, Tilt
 from sdecontrol.claims.routes.posterior import gaussian, gaussian_kl
 from sdecontrol.claims.routes.quadrature import Array
+from sdecontrol.claims.routes.simulations import clock
 from sdecontrol.claims.routes.workbench import Workbench
 from sdecontrol.kernels import Kernel
 from sdecontrol.laws import Dirac
@@ -192,7 +193,7 @@ def _library_chain(problem: Problem, steps: int) -> ChainExact:
 
 @lru_cache(maxsize=2)
 def _plain_chain(problem: Problem, steps: int) -> PlainChain:
-    return PlainChain(Latent(problem), problem.process.default_kernel, TimeGrid.geometric(steps))
+    return PlainChain(Latent.of(problem), problem.process.default_kernel, TimeGrid.geometric(steps))
 
 
 def own_chain(case: Case) -> OwnChain:
@@ -207,10 +208,10 @@ def own_chain(case: Case) -> OwnChain:
 
 
 @lru_cache(maxsize=4)
-def finer_chains(bench: Workbench, coarsest: int) -> tuple[PlainChain, ...]:
+def finer_chains(latent: Latent, coarsest: int) -> tuple[PlainChain, ...]:
     """On three nested grids that end at the data, steps even in a power of the posterior variance."""
-    kernel, steps = bench.process.default_kernel, coarsest * (1 if bench.quick else 2)
-    return tuple(PlainChain(bench.latent, kernel, bench.clock(k)) for k in (steps, 2 * steps, 4 * steps))
+    kernel = latent.process.default_kernel
+    return tuple(PlainChain(latent, kernel, clock(latent, coarsest * factor)) for factor in (1, 2, 4))
 
 
 def vanishing(case: Case, measure: Callable[[PlainChain], float], coarsest: int = FINE) -> tuple[float, float]:
@@ -219,6 +220,6 @@ def vanishing(case: Case, measure: Callable[[PlainChain], float], coarsest: int 
     That is what the last power removed, so it is well above what is left, and rounding.
     """
     bench = Workbench.of(case)
-    values = [measure(chain) for chain in finer_chains(bench, coarsest)]
+    values = [measure(chain) for chain in finer_chains(bench.latent, coarsest * (1 if case.quick else 2))]
     limit, error = extrapolated(values)
     return limit, error + rounding(1.0, *values, operations=1_000 * bench.latent.dim)

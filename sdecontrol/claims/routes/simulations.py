@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdecontrol.claims.base import EPS, NotApplicable
+from sdecontrol.claims.routes.latent import Latent
 from sdecontrol.claims.routes.pairs import THETA, Pairs
 from sdecontrol.claims.routes.static import draws_exactly
 from sdecontrol.controls import Control, StateControl
@@ -30,6 +31,16 @@ CLOCK = 2  # power of the posterior variance in which steps are even; an integer
 TOO_COARSE = 0.2  # share of a quantity that the finest grid may still miss for an extrapolation to be trusted
 SHRINKS = 0.75  # of the change by one halving, the largest that the next may be: order 1 has 0.5
 LOW = 4  # dimensions up to which everything is cheap
+
+
+def clock(latent: Latent, steps: int, t: float = 0.0) -> TimeGrid:
+    """Times from t to the horizon, nested when the steps are doubled: even in a power of the posterior variance."""
+    horizon = latent.process.horizon
+    if latent.data is None:
+        return TimeGrid.explicit(np.linspace(t, horizon, steps + 1).tolist())
+    first = latent.share(t)
+    shares = [first * (1 - k / steps) ** CLOCK for k in range(1, steps)]
+    return TimeGrid.explicit([t, *(horizon - latent.level_at_share(share) for share in shares), horizon])
 
 
 class Simulations(Pairs):
@@ -54,15 +65,6 @@ class Simulations(Pairs):
         low = self.process.dim <= LOW
         return max(self._case_paths, 10_000 if self.quick and not low else 20_000) * (4 if low else 1)
 
-    def clock(self, steps: int, t: float = 0.0) -> TimeGrid:
-        """Times from t to the horizon, nested when the steps are doubled: even in a power of the posterior variance."""
-        latent, horizon = self.latent, self.horizon
-        if latent.data is None:
-            return TimeGrid.explicit(np.linspace(t, horizon, steps + 1).tolist())
-        first = latent.share(t)
-        shares = [first * (1 - k / steps) ** CLOCK for k in range(1, steps)]
-        return TimeGrid.explicit([t, *(horizon - latent.level_at_share(share) for share in shares), horizon])
-
     @cached_property
     def affine(self) -> bool:
         """Whether the chain is affine, hence known exactly."""
@@ -76,7 +78,7 @@ class Simulations(Pairs):
 
     def grid(self, level: int = 1, t: float = 0.0) -> TimeGrid:
         """The three nested grids from t: half as many steps, as many, twice as many."""
-        return self.clock(self.steps * 2**level // 2, t)
+        return clock(self.latent, self.steps * 2**level // 2, t)
 
     def check_grids(self) -> None:
         """Raises NotApplicable where the steps are too few to extrapolate from."""

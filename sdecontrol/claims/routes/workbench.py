@@ -1,21 +1,22 @@
 """What the control claims share on one problem: pairs and their moments, test points, draws, simulated paths.
 
-Everything is made once for a set of answers, and that of the last few sets is kept, so that nine claims on a problem
-cost one solve of the moment equations and a handful of simulations.
+Everything is made once for a set of answers; that of the problem's own answers is kept while wrong ones come and go, so
+that nine claims on a problem cost one solve of the moment equations and a handful of simulations.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
+from collections.abc import Callable, Hashable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from sdecontrol.claims.base import Case, NotApplicable, rounding
 from sdecontrol.claims.routes.draws import OptimalDraws
-from sdecontrol.claims.routes.latent import COARSER
+from sdecontrol.claims.routes.latent import COARSER, Latent
 from sdecontrol.claims.routes.plain import GaussianSum, Quadric
 from sdecontrol.claims.routes.posterior import exponent, gaussian
 from sdecontrol.claims.routes.quadrature import Array
@@ -24,7 +25,8 @@ from sdecontrol.moments import Moments
 
 LAW_ACCURACY = 1e-8  # relative, of log densities that the library itself has by a rule over the start
 WIDEST = 4.0  # E w^2 / (E w)^2 up to which weights have an honest standard error
-_KEPT: deque[Workbench] = deque(maxlen=2)
+_OWN: deque[Workbench] = deque(maxlen=1)  # of a problem's own answers
+_OTHER: deque[Workbench] = deque(maxlen=1)  # of wrong ones
 
 
 class Workbench(Simulations):
@@ -33,11 +35,22 @@ class Workbench(Simulations):
     @classmethod
     def of(cls, case: Case) -> Workbench:
         """The workbench of this case, shared with the other claims on the same answers."""
-        for kept in _KEPT:
+        shelf = _OWN if case.answers is case.problem.exact else _OTHER
+        for kept in shelf:
             if kept.answers is case.answers and (kept.quick, kept.seed) == (case.quick, case.seed):
                 return kept
-        _KEPT.append(cls(case))
-        return _KEPT[-1]
+        shelf.append(cls(case))
+        return shelf[-1]
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` made the first time it was asked under this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    @cached_property
+    def _made(self) -> dict[Hashable, Any]:
+        return {}
 
     @cached_property
     def optimal_draws(self) -> OptimalDraws:
@@ -90,11 +103,7 @@ class Workbench(Simulations):
 
     def narrowest(self, t: float) -> float:
         """The smallest standard deviation at time t: the length over which answers change."""
-        if self.latent.data is None:
-            return self.latent.spread(t)
-        a, h = self.latent.level(t)
-        smallest = min(float(np.linalg.eigvalsh(c.covariance)[0]) for c in self.latent.data.clouds)
-        return math.sqrt(a * a * smallest + h)
+        return self.latent.narrowest(t)
 
     @cached_property
     def condition(self) -> float:
@@ -149,6 +158,14 @@ def mild(weights: Tensor) -> Tensor:
     if not square <= WIDEST:
         raise NotApplicable(f"the weights spread too widely for a plain mean: E w^2 is {square:.3g} (E w)^2 or more")
     return weights
+
+
+def mixture_of(case: Case) -> Latent:
+    """The latent problem of a mixture. Raises NotApplicable for Gaussian data, which the moment equations settle."""
+    latent = Workbench.of(case).latent
+    if len(latent.known_data.clouds) == 1:
+        raise NotApplicable("Gaussian data are settled by the moment equations")
+    return latent
 
 
 def no_running_reward(case: Case) -> None:

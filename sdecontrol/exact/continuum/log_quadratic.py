@@ -19,8 +19,7 @@ import torch
 from scipy.special import digamma, gammaln
 from torch import Tensor
 
-from sdecontrol.controls import Control, StateControl
-from sdecontrol.exact.continuum.base import ContinuumExact
+from sdecontrol.exact.continuum.from_point import FromPoint
 from sdecontrol.laws import Dirac, Gaussian, Law, TiltedLaw
 
 AMPLITUDE = math.sqrt(2.0)
@@ -34,12 +33,13 @@ class LogQuadraticReward:
         return math.log(2) - torch.log1p(x.square().sum(-1))
 
 
-class LogQuadraticExact(ContinuumExact):
+class LogQuadraticExact(FromPoint):
     """Every answer by one trapezoidal rule in y = log s, exponentially convergent: about 1e-14 relative."""
 
     def __init__(self, dim: int, strength: float, horizon: float = 1.0):
         super().__init__(horizon, 1 / strength, "the law has no closed moments")
         self.dim, self.strength = dim, strength
+        self.start = Dirac(torch.zeros(dim, dtype=torch.float64))
 
     def _rule(self, tau: float, x: Tensor) -> tuple[Tensor, Tensor]:
         """Nodes y = log s (m,) and log integrand in y (n, m); s^lam e^{-s} falls by e^-45 beyond both ends."""
@@ -61,13 +61,6 @@ class LogQuadraticExact(ContinuumExact):
             parts.append(torch.logsumexp(log_f, 1) + torch.log(y[1] - y[0]))
         return torch.cat(parts) + lam * math.log(2) - float(gammaln(lam))
 
-    def value(self, t: float, x: Tensor) -> Tensor:
-        return self.temperature * self.log_growth(t, x)
-
-    @cached_property
-    def control(self) -> Control:
-        return StateControl(self._control).of_the_continuum()
-
     def _control(self, t: float, x: Tensor) -> Tensor:
         """u* = sqrt(2) grad v / temperature = -2 sqrt(2) x E_s[s / (1 + 4 tau s)]."""
         tau, parts = self.horizon - self._check_time(t), []
@@ -78,27 +71,15 @@ class LogQuadraticExact(ContinuumExact):
         return (-2 * AMPLITUDE * torch.cat(parts)).to(x.dtype)
 
     @cached_property
-    def _origin(self) -> Tensor:
-        return torch.zeros(1, self.dim, dtype=torch.float64)
-
-    @cached_property
-    def log_normalizer(self) -> float:
-        return float(self.log_growth(0.0, self._origin)[0])
-
-    @property
-    def kl_initial(self) -> float:
-        return 0.0
-
-    @cached_property
     def path_kl(self) -> float:
         """lam E_{p_ft} r - log C."""
-        y, log_f = self._rule(self.horizon, self._origin)
+        y, log_f = self._rule(self.horizon, self.start.mean[None])
         mean = math.log(2) - float(digamma(self.strength)) + float(torch.softmax(log_f, 1)[0] @ y)
         return self.strength * mean - self.log_normalizer
 
     def _reference(self, t: float) -> Law:
-        start = self._origin[0]
-        return Gaussian(start, torch.full_like(start, AMPLITUDE**2 * t)) if t else Dirac(start)
+        origin = self.start.mean
+        return Gaussian(origin, torch.full_like(origin, AMPLITUDE**2 * t)) if t else self.start
 
     def marginal(self, t: float) -> Law:
         """N(0, 2 t) tilted by e^{v(t, .)/temperature}, which is at most 2^strength."""
@@ -115,7 +96,3 @@ class LogQuadraticExact(ContinuumExact):
     @property
     def untilted_terminal(self) -> Law:
         return self.terminal
-
-    @property
-    def objective_untilted(self) -> float:
-        return self.optimum

@@ -13,13 +13,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sdecontrol.controls import Control, StateControl
-from sdecontrol.exact.continuum.base import ContinuumExact
+from sdecontrol.exact.continuum.from_point import FromPoint
 from sdecontrol.exact.line_spectrum import LineSpectrum
 from sdecontrol.laws import Dirac, Law
 
 
-class SeparableExact(ContinuumExact):
+class SeparableExact(FromPoint):
     """Value, control, log C and path KL of independent coordinates that start at a point.
 
     factors: (columns, line) pairs that together hold every coordinate once; line.log_f is r_i/temperature.
@@ -41,13 +40,6 @@ class SeparableExact(ContinuumExact):
             total = total + line.log_h(tau, part.flatten()).reshape(part.shape).sum(1)
         return total
 
-    def value(self, t: float, x: Tensor) -> Tensor:
-        return self.temperature * self.log_growth(t, x)
-
-    @cached_property
-    def control(self) -> Control:
-        return StateControl(self._control).of_the_continuum()
-
     def _control(self, t: float, x: Tensor) -> Tensor:
         tau, y, u = self.horizon - self._check_time(t), x.to(torch.float64), torch.empty_like(x)
         for columns, line in self.factors:
@@ -55,14 +47,6 @@ class SeparableExact(ContinuumExact):
             slope = line.slope_of_log_h(tau, part.flatten()).reshape(part.shape)
             u[:, columns] = (self.amplitude * slope).to(x.dtype)
         return u
-
-    @cached_property
-    def log_normalizer(self) -> float:
-        return float(self.log_growth(0.0, self.start.mean[None])[0])
-
-    @property
-    def kl_initial(self) -> float:
-        return 0.0
 
     @cached_property
     def path_kl(self) -> float:
@@ -74,7 +58,3 @@ class SeparableExact(ContinuumExact):
     @property
     def initial(self) -> Law:
         return self.start
-
-    @property
-    def objective_untilted(self) -> float:
-        return self.optimum
