@@ -95,7 +95,8 @@ class Quadratic(Reward):
     """r(x) = constant + linear . x - x' curvature x / 2, with a symmetric curvature of any sign.
 
     Shapes: linear (d,), curvature (d, d) or a scalar times the identity. One of them may be omitted when the other
-    fixes the dimension; `Quadratic.low_rank` keeps a curvature of few directions as these. Raises: BadInput for an asymmetric curvature, mismatched shapes or entries not finite.
+    fixes the dimension; `Quadratic.low_rank` keeps a curvature of few directions as these.
+    Raises: BadInput for an asymmetric curvature, mismatched shapes or entries not finite.
     """
 
     def __init__(self, linear: Any = None, curvature: Any = None, constant: float = 0.0):

@@ -17,6 +17,7 @@ from sdecontrol.laws.gaussian import Gaussian
 from sdecontrol.laws.isotropic import Isotropic
 from sdecontrol.laws.mixture import GaussianMixture
 from sdecontrol.laws.point import Dirac
+from sdecontrol.laws.sphere import NoisySphere, Sphere
 from sdecontrol.laws.subspace import NoisySubspace, Subspace, SubspaceGaussian
 from sdecontrol.laws.tilted import TiltedLaw
 
@@ -32,8 +33,10 @@ __all__ = [
     "GaussianMixture",
     "Isotropic",
     "Law",
+    "NoisySphere",
     "NoisySubspace",
     "Posterior",
+    "Sphere",
     "Subspace",
     "SubspaceGaussian",
     "SubspacePosterior",
