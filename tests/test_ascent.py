@@ -150,13 +150,13 @@ def test_moment_matching_minimises_the_weighted_score_loss_over_affine_scores():
 
 def test_a_sampled_round_follows_the_infinite_one():
     strength = 2 * curvature()
-    run = guidance.optimise(PROCESS, OBJECTIVE, ascent.Regularised(strength), rounds=4, batch=8_192, grid=GRID)
-    limit = ascent.mean_field(LAW, OBJECTIVE, ascent.Regularised(strength), rounds=4)
-    sampling = 4 * math.sqrt(np.trace(SPREAD) / 8_192)
+    run = guidance.optimise(PROCESS, OBJECTIVE, ascent.Regularised(strength), rounds=2, batch=65_536, grid=GRID)
+    limit = ascent.mean_field(LAW, OBJECTIVE, ascent.Regularised(strength), rounds=2)
+    sampling = 4 * math.sqrt(np.trace(SPREAD) / 65_536)
     moved = float((limit.means[-1] - limit.means[0]).norm())
-    assert float((run.means[-1] - limit.means[-1]).norm()) < sampling + 0.03 * moved < moved / 4
+    assert float((run.means[-1] - limit.means[-1]).norm()) < sampling + 0.03 * moved < moved / 2
     assert all(off < 1e-12 for off in run.off_support)
-    again = guidance.optimise(PROCESS, OBJECTIVE, ascent.Regularised(strength), rounds=1, batch=8_192, grid=GRID)
+    again = guidance.optimise(PROCESS, OBJECTIVE, ascent.Regularised(strength), rounds=1, batch=65_536, grid=GRID)
     assert torch.equal(again.means, run.means[:2])
 
 

@@ -17,7 +17,7 @@ from sdecontrol.laws.base import restricted
 from sdecontrol.rewards import GaussianLabel
 
 _NEWTON_STEPS = 200
-_HALVINGS = 60
+_SHORTEST = 2.0**-40  # of a Newton step
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,7 @@ def mean_field(
 
     Gaussian data: m_{k+1} = m + eta_k S g_k, eta_k = (y_k - g_k . m) / (sigma^2 + g_k' S g_k), m and S the model's.
     Other laws (mixtures): the exact mean of the tilt by the label. Stops early where the gradient is zero.
+    Raises: BadInput where a label is so sharp that no variance is left along it in float64 (g' S g > 1e15 sigma^2).
     Source: derived (theory of Guo et al. 2404.14743, Theorems 2 and 3, for exact sampling).
     """
     check(isinstance(rounds, int) and rounds >= 1, f"rounds = {rounds!r}", "a positive integer")
@@ -93,14 +94,12 @@ def _newton(merit: Objective, start: Tensor) -> Tensor:
             kept = values > 1e-12 * float(values.max())
             along = vectors.mT @ slope
             move = vectors[:, kept] @ (along[kept] / values[kept])
+            if float(move.norm()) <= 1e-8 * (1 + float(u.norm())):
+                return u + move  # within 1e-16 of it: the steps' lengths square
             here, size = float(merit(u)), 1.0
-            for _ in range(_HALVINGS):
-                if float(merit(u + size * move)) >= here:
-                    break
+            while float(merit(u + size * move)) < here and size > _SHORTEST:
                 size /= 2
             u = u + size * move
-            if float(move.norm()) <= 1e-13 * (1 + float(u.norm())):
-                return u.detach()
     raise NotDefined("no maximum found on the support; wanted a concave objective with one")
 
 

@@ -80,7 +80,7 @@ def moments_in(first: Law, batch: Batch) -> tuple[Tensor, Tensor]:
     x = first.encode(x) if isinstance(first, Subspace) else x
     check(len(x) > x.shape[1], f"{len(x)} draws in {x.shape[1]} dimensions", "more draws than dimensions",
           "Raise batch: a covariance from fewer is singular.")  # fmt: skip
-    return x.mean(0), torch.cov(x.T, correction=0)
+    return x.mean(0), torch.atleast_2d(torch.cov(x.T, correction=0))
 
 
 class NetworkRefit(Refit):

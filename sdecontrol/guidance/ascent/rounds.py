@@ -84,7 +84,7 @@ def optimise(
     observe: Callable[[int, Round], None] | None = None,
 ) -> Trajectory:
     """Climb `objective` by guided generation: the next batch is drawn by the chain of `process` guided by a label
-    g_k . x + N(0, label_noise^2) = y_k, where g_k = grad f(z_k), z_k is the mean of the last batch, and y_k is `target`'s.
+    g_k . x + N(0, label_noise^2) = y_k, where g_k = grad f(z_k), z_k is the last batch's mean and `target` gives y_k.
 
     Without `refit` (Algorithm 1) the model stays the pretrained one, so the means stop at the regularised maximum (13),
     argmax f - strength/2 |x - m|^2 in S^{-1}, m and S the moments of the data; with it (Algorithm 2) the score is
