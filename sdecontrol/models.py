@@ -34,6 +34,10 @@ class ScoreModel(ABC):
     def score_vjp(self, x: Tensor, s: float, score: Tensor, c: Tensor) -> Tensor:
         """c times the Jacobian of the score, (n, *event), using the call that gave `score`."""
 
+    def pullback(self, x: Tensor, s: float, score: Tensor, c: Tensor) -> Tensor:
+        """c times the Jacobian of x0_hat = (x + h score) / alpha, (n, *event), using the call that gave `score`."""
+        return (c + self.schedule.h(s) * self.score_vjp(x, s, score, c)) / self.schedule.alpha(s)
+
     def affine(self, s: float) -> tuple[Tensor, Tensor]:
         """(F, b) with score = F x + b in float64. Raises NoClosedForm when the score is not affine."""
         raise NoClosedForm("the score is not affine in x")
@@ -69,6 +73,9 @@ class ExactScore(ScoreModel):
 
     def score_vjp(self, x: Tensor, s: float, score: Tensor, c: Tensor) -> Tensor:
         return self.noised(s).score_jvp(x, c)  # the Hessian is symmetric
+
+    def pullback(self, x: Tensor, s: float, score: Tensor, c: Tensor) -> Tensor:
+        return self.noised(s).denoised_jvp(x, self.schedule.alpha(s), self.schedule.h(s), c)
 
     def affine(self, s: float) -> tuple[Tensor, Tensor]:
         law = self.noised(s)

@@ -72,9 +72,7 @@ class ReverseState(State):
 
     def pullback(self, c: Tensor) -> Tensor:
         """c times the Jacobian of x0_hat: (c + h J_score' c) / alpha, shape (n, *event)."""
-        s = self.process.noise_level(self.t)
-        vjp = self.process.model.score_vjp(self.x, s, self.field, c)
-        return (c + self.process.schedule.h(s) * vjp) / self.process.schedule.alpha(s)
+        return self.process.model.pullback(self.x, self.process.noise_level(self.t), self.field, c)
 
 
 class Process(ABC):

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from sdecontrol.errors import NoTilt, check
 
+FLAT = 1e-12  # eigenvalue of a curvature relative to the largest below which it is rounding
+
 
 def _vector(name: str, value: Any) -> Tensor:
     v = torch.atleast_1d(torch.as_tensor(value, dtype=torch.float64))
@@ -26,6 +28,41 @@ def _vector(name: str, value: Any) -> Tensor:
 def _number(name: str, value: Any) -> float:
     check(math.isfinite(float(value)), f"{name} = {value}", "a finite number")
     return float(value)
+
+
+class _Dense:
+    """K as a symmetric matrix (d, d)."""
+
+    def __init__(self, matrix: Tensor):
+        self.matrix = matrix
+
+    def times(self, x: Tensor) -> Tensor:
+        """K x: (..., d) -> (..., d)."""
+        return x @ self.matrix.to(x)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Its eigenvalues that are not rounding, and their eigenvectors."""
+        values, vectors = torch.linalg.eigh(self.matrix)
+        curved = values.abs() > FLAT * values.abs().max()
+        return values[curved], vectors.mT[curved]
+
+
+class _LowRank:
+    """K = sum_i weights_i v_i v_i' with q directions v (q, d): O(q d) a point, and never a (d, d) matrix."""
+
+    def __init__(self, weights: Tensor, directions: Tensor):
+        self.weights, self.directions = weights, directions
+
+    @property
+    def matrix(self) -> Tensor:
+        return self.directions.mT @ (self.weights[:, None] * self.directions)
+
+    def times(self, x: Tensor) -> Tensor:
+        v = self.directions.to(x)
+        return ((x @ v.mT) * self.weights.to(x)) @ v
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.weights, self.directions
 
 
 class Reward(ABC):
@@ -45,6 +82,10 @@ class Reward(ABC):
     def restrict(self, basis: Tensor, offset: Tensor) -> Reward:
         """The reward u -> r(offset + basis u) on latent coordinates."""
 
+    def active(self) -> Tensor | None:
+        """An orthonormal basis (d, q) of the few directions on which the reward depends; None where it may be all."""
+        return None
+
     @abstractmethod
     def log_expectation(self, mean: Tensor, covariance: Tensor, temperature: float) -> Tensor:
         """log E_{X ~ N(mean, covariance)} exp(r(X) / temperature): means (n, d), one covariance (d, d) -> (n,)."""
@@ -58,7 +99,8 @@ class Quadratic(Reward):
     """r(x) = constant + linear . x - x' curvature x / 2, with a symmetric curvature of any sign.
 
     Shapes: linear (d,), curvature (d, d) or a scalar times the identity. One of them may be omitted when the other
-    fixes the dimension. Raises: BadInput for an asymmetric curvature, mismatched shapes or entries not finite.
+    fixes the dimension; `Quadratic.low_rank` keeps a curvature of few directions as these.
+    Raises: BadInput for an asymmetric curvature, mismatched shapes or entries not finite.
     """
 
     def __init__(self, linear: Any = None, curvature: Any = None, constant: float = 0.0):
@@ -70,9 +112,22 @@ class Quadratic(Reward):
         self.linear = _vector("linear", linear)
         self.dim = len(self.linear)
         self.constant = _number("constant", constant)
-        self._curvature = None if k is None else self._checked(k)
+        self._curvature: _Dense | _LowRank | None = None if k is None else self._checked(k)
 
-    def _checked(self, k: Tensor) -> Tensor | None:
+    @classmethod
+    def low_rank(cls, linear: Any, directions: Any, weights: Any, constant: float = 0.0) -> Quadratic:
+        """constant + linear . x - sum_i weights_i (directions_i . x)^2 / 2, in O(q d) a point and in memory.
+
+        Shapes: linear (d,), directions (q, d), weights (q,) of any sign. Raises: BadInput for other shapes.
+        """
+        reward = Quadratic(linear, constant=constant)
+        v, w = torch.atleast_2d(torch.as_tensor(directions, dtype=torch.float64)), _vector("weights", weights)
+        check(v.shape == (len(w), reward.dim), f"directions of shape {tuple(v.shape)}", f"({len(w)}, {reward.dim})")
+        check(bool(torch.isfinite(v).all()), "directions with NaN or infinite entries", "finite numbers")
+        reward._curvature = _LowRank(w, v) if bool(w.any()) else None
+        return reward
+
+    def _checked(self, k: Tensor) -> _Dense | None:
         d = self.dim
         k = k * torch.eye(d, dtype=torch.float64) if k.ndim == 0 else k
         check(k.shape == (d, d), f"curvature of shape {tuple(k.shape)}", f"({d}, {d}), as linear has {d} entries")
@@ -84,7 +139,7 @@ class Quadratic(Reward):
             "a symmetric matrix",
             "Pass (K + K.T) / 2.",
         )
-        return (k + k.T) / 2 if bool(k.any()) else None
+        return _Dense((k + k.T) / 2) if bool(k.any()) else None
 
     @property
     def is_linear(self) -> bool:
@@ -92,23 +147,35 @@ class Quadratic(Reward):
 
     @property
     def curvature(self) -> Tensor:
-        """The symmetric matrix K (d, d); a linear reward keeps none and makes zeros when asked."""
-        return torch.zeros(self.dim, self.dim, dtype=torch.float64) if self._curvature is None else self._curvature
+        """The symmetric matrix K (d, d); made when asked where it is zero or of low rank."""
+        if self._curvature is None:
+            return torch.zeros(self.dim, self.dim, dtype=torch.float64)
+        return self._curvature.matrix
+
+    def curved(self) -> tuple[Tensor, Tensor]:
+        """(weights (q,), directions (q, d)) with K = sum_i weights_i v_i v_i'."""
+        none = torch.zeros(0, dtype=torch.float64), torch.zeros(0, self.dim, dtype=torch.float64)
+        return none if self._curvature is None else self._curvature.factors()
+
+    def active(self) -> Tensor | None:
+        if isinstance(self._curvature, _Dense):
+            return None
+        return torch.linalg.qr(torch.cat([self.linear[None], self.curved()[1]]).mT).Q
 
     def __call__(self, x: Tensor) -> Tensor:
         value = x @ self.linear.to(x) + self.constant
-        return value if self._curvature is None else value - ((x @ self._curvature.to(x)) * x).sum(-1) / 2
+        return value if self._curvature is None else value - (self._curvature.times(x) * x).sum(-1) / 2
 
     def gradient(self, x: Tensor) -> Tensor:
         g = self.linear.to(x)
-        return g.expand_as(x) if self._curvature is None else g - x @ self._curvature.to(x)
+        return g.expand_as(x) if self._curvature is None else g - self._curvature.times(x)
 
     def restrict(self, basis: Tensor, offset: Tensor) -> Quadratic:
         if self._curvature is None:
             return Quadratic(basis.mT @ self.linear, constant=self.constant + float(self.linear @ offset))
-        k_offset = self._curvature @ offset
+        k_offset = self._curvature.times(offset)
         constant = float(self.constant + self.linear @ offset - offset @ k_offset / 2)
-        k = basis.mT @ (self._curvature @ basis)
+        k = basis.mT @ self._curvature.times(basis.mT).mT
         return Quadratic(basis.mT @ (self.linear - k_offset), (k + k.mT) / 2, constant)
 
     def log_expectation(self, mean: Tensor, covariance: Tensor, temperature: float) -> Tensor:
@@ -154,7 +221,8 @@ class GaussianLabel(Quadratic):
         self.target, self.noise, self.strength = _number("target", target), float(noise), _number("strength", strength)
         precision = self.strength / noise**2
         log_norm = -(self.target**2) / (2 * noise**2) - math.log(noise * math.sqrt(2 * math.pi))
-        super().__init__(precision * target * w, precision * torch.outer(w, w), strength * log_norm)
+        super().__init__(precision * target * w, constant=strength * log_norm)
+        self._curvature = _LowRank(_vector("precision", precision), w[None]) if precision and bool(w.any()) else None
 
 
 class Step(Reward):
@@ -176,6 +244,9 @@ class Step(Reward):
 
     def restrict(self, basis: Tensor, offset: Tensor) -> Step:
         return Step(basis.mT @ self.direction, self.threshold - float(self.direction @ offset), self.height)
+
+    def active(self) -> Tensor | None:
+        return (self.direction / self.direction.norm())[:, None]
 
     def log_expectation(self, mean: Tensor, covariance: Tensor, temperature: float) -> Tensor:
         """log[1 + (e^{c/temperature} - 1) Phi] = logaddexp(log Phi(-z), c/temperature + log Phi(z)) (derived)."""

@@ -105,6 +105,25 @@ def test_naive_guidance_is_exact_for_unit_gaussian_data_and_leaves_a_subspace():
     assert off(guidance.naive(problem)) > 0.3
 
 
+@pytest.mark.parametrize("schedule", [sc.VP(), sc.VE()], ids=["VP", "VE"])
+def test_guidance_stays_in_the_span_in_a_hundred_thousand_dimensions(schedule):
+    """Data of rank 16, at levels from pure noise to nearly clean; a dense curvature would take 80 GB."""
+    ambient, generator = 100_000, torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(ambient, 16, dtype=torch.float64, generator=generator)).Q
+    law = sc.SubspaceGaussian(basis, torch.randn(16, generator=generator), 0.1 + torch.rand(16, generator=generator))
+    g = torch.randn(ambient, dtype=torch.float64, generator=generator)
+    problem = sc.Problem(sc.ReverseProcess(schedule, law, "marginal"), sc.GaussianLabel(g / g.norm(), 1.0, 0.3), 1.0)
+    value = guidance.doob(problem, form="value")
+    laws = (guidance.doob, guidance.g_loss, guidance.exact_variance, guidance.plug_in, guidance.pigdm)
+    for t in (0.0, 0.05, 0.5, 0.95):
+        step = at(problem, t, n=2)
+        for control in (problem.exact.control, value, *(law(problem) for law in laws)):
+            u = control(step)
+            assert float((u - (u @ basis) @ basis.mT).norm()) <= 1e-10 * float(u.norm()) > 0
+    u = guidance.naive(problem)(step)
+    assert float((u - (u @ basis) @ basis.mT).norm()) > 0.9 * float(u.norm())
+
+
 def test_plug_in_is_exact_for_linear_rewards_and_too_strong_for_concave_ones():
     linear = anisotropic(sc.Linear(DIRECTION))
     transition_of_value = guidance.doob(linear, form="value")

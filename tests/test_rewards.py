@@ -15,7 +15,10 @@ def quadratic(d: int) -> sc.Quadratic:
     return sc.Quadratic(RNG.normal(size=d), (k + k.T) / 2, 0.7)
 
 
-REWARDS = [sc.Linear([1.0, -2.0, 0.5]), quadratic(3), sc.GaussianLabel([1.0, 2.0, 0.0], 0.3, 0.5, strength=2.0)]
+LOW = sc.Quadratic.low_rank([0.3, -0.1, 0.2], [[1.0, 2.0, 0.5], [0.2, -1.0, 0.0]], [0.7, -0.2], 0.4)
+REWARDS = [
+    sc.Linear([1.0, -2.0, 0.5]), quadratic(3), sc.GaussianLabel([1.0, 2.0, 0.0], 0.3, 0.5, strength=2.0), LOW
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("reward", REWARDS, ids=lambda r: type(r).__name__)
@@ -77,6 +80,23 @@ def test_no_expectation_beyond_the_admissible_curvature():
     with pytest.raises(sc.NoTilt, match="eigenvalue") as caught:
         reward.log_expectation(ok, covariance, 0.999)
     assert caught.value.eigenvalue == pytest.approx(1 - 1 / 0.999)
+
+
+def test_a_curvature_of_low_rank_is_the_dense_one():
+    v, w = np.array([[1.0, 2.0, 0.5], [0.2, -1.0, 0.0]]), np.array([0.7, -0.2])
+    dense = sc.Quadratic(LOW.linear, v.T @ np.diag(w) @ v, 0.4)
+    x = torch.tensor(RNG.normal(size=(6, 3)))
+    assert torch.allclose(LOW.curvature, dense.curvature, rtol=1e-13)
+    assert torch.allclose(LOW(x), dense(x), rtol=1e-13) and torch.allclose(LOW.gradient(x), dense.gradient(x))
+    for reward in (LOW, dense, quadratic(3), REWARDS[0], REWARDS[2]):
+        weights, directions = reward.curved()
+        assert torch.allclose(directions.mT @ (weights[:, None] * directions), reward.curvature, atol=1e-13)
+    assert len(dense.curved()[0]) == 2 and dense.active() is None
+    for reward in (LOW, REWARDS[0], REWARDS[2], sc.Step([1.0, 0.2, -0.4], 0.1, 2.0)):
+        basis = reward.active()
+        assert torch.allclose(reward(x @ basis @ basis.mT), reward(x), atol=1e-13)
+    with pytest.raises(sc.BadInput, match="directions of shape"):
+        sc.Quadratic.low_rank([1.0, 2.0], [[1.0, 2.0, 3.0]], [1.0])
 
 
 @pytest.mark.parametrize(

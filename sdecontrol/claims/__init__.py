@@ -2,12 +2,13 @@
 
 base verification mutants   what a claim, a verdict and a wrong answer are
 entropy/                    the statements of Tang 2403.06279, one a file
+subspace/                   the statements of Guo et al. 2404.14743, one a file
 routes/                     second routes: what the library's answers are compared with, sharing no code with them
 
 Importing this package registers the claims in the order of the papers.
 """
 
-from sdecontrol.claims import entropy
+from sdecontrol.claims import entropy, subspace
 from sdecontrol.claims.base import (
     Case,
     Claim,
@@ -29,6 +30,7 @@ __all__ = [
     "claims",
     "get_claim",
     "iterate_all",
+    "subspace",
     "verify",
     "verify_all",
 ]

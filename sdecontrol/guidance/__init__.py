@@ -3,10 +3,24 @@
 `doob` is the optimum; the others replace E[e^{r(X_0)/temperature} | x] by something cheaper. All add and scale.
 """
 
+from sdecontrol.guidance import ascent
+from sdecontrol.guidance.ascent import optimise
 from sdecontrol.guidance.classifier import classifier
 from sdecontrol.guidance.doob import doob
 from sdecontrol.guidance.free import cfg
 from sdecontrol.guidance.gradient import g_loss, naive
 from sdecontrol.guidance.reconstruction import dps, exact_variance, pigdm, plug_in
 
-__all__ = ["cfg", "classifier", "doob", "dps", "exact_variance", "g_loss", "naive", "pigdm", "plug_in"]
+__all__ = [
+    "ascent",
+    "cfg",
+    "classifier",
+    "doob",
+    "dps",
+    "exact_variance",
+    "g_loss",
+    "naive",
+    "optimise",
+    "pigdm",
+    "plug_in",
+]

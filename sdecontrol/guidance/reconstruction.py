@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdecontrol.errors import NotDefined, check
 from sdecontrol.guidance.base import ReverseGuidance, check_gradient, label_of
-from sdecontrol.rewards import GaussianLabel, Quadratic, Reward
+from sdecontrol.rewards import Quadratic, Reward
 from sdecontrol.step import StepView
 
 if TYPE_CHECKING:
@@ -76,12 +76,18 @@ def dps(problem: Problem, squared: bool = True, scale: float = 1.0) -> DPS:
 class PiGDM(ReverseGuidance):
     """Score + grad_x log E e^{r/temperature} under N(x0_hat, r^2 I), r^2 = h / (alpha^2 + h)."""
 
+    def __init__(self, problem: Problem, reward: Reward):
+        super().__init__(problem)
+        self.active = active = reward.active()  # an isotropic law is one in these directions alone
+        self.on_active = reward if active is None else reward.restrict(active, torch.zeros_like(active[:, 0]))
+
     def shift(self, step: StepView) -> Tensor:
         a, h = self.level(step)
         with torch.enable_grad():
             centre = step.x0_hat.detach().double().requires_grad_()
-            covariance = torch.eye(centre.shape[1], dtype=torch.float64) * (h / (a * a + h))
-            log_h = self.reward.log_expectation(centre, covariance, self.temperature)  # type: ignore[attr-defined]
+            active = centre if self.active is None else centre @ self.active
+            covariance = torch.eye(active.shape[1], dtype=torch.float64) * (h / (a * a + h))
+            log_h = self.on_active.log_expectation(active, covariance, self.temperature)
             slope = torch.autograd.grad(log_h.sum(), centre)[0]
         return step.from_score(step.pullback(slope.to(step.x)))
 
@@ -95,7 +101,7 @@ def pigdm(problem: Problem) -> PiGDM:
     """
     if not isinstance(problem.reward, Reward):
         raise NotDefined("PiGDM needs E e^{r/temperature} under a Gaussian; use sc.Quadratic, sc.Step or plug_in")
-    return PiGDM(problem)
+    return PiGDM(problem, problem.reward)
 
 
 class ExactVariance(ReverseGuidance):
@@ -133,17 +139,12 @@ def exact_variance(problem: Problem) -> ExactVariance:
     Source: derived (Tweedie's second-order identity, Woodbury's formula).
     """
     reward = problem.reward
-    if isinstance(reward, GaussianLabel):
-        precision = torch.tensor([reward.strength / reward.noise**2], dtype=torch.float64)
-        return ExactVariance(problem, reward.direction[None], precision)
     if not isinstance(reward, Quadratic):
         raise NotDefined(f"the exact variance is for quadratic rewards; saw {type(reward).__name__}. Use plug_in.")
-    weights, vectors = torch.linalg.eigh(reward.curvature)
-    curved = weights.abs() > 1e-12 * weights.abs().max().clamp(min=1e-300)
-    rank = int(curved.sum())
-    if rank > LARGEST_RANK:
+    weights, directions = reward.curved()
+    if (rank := len(weights)) > LARGEST_RANK:
         raise NotDefined(f"a curvature of rank {rank} costs {rank + 1} pullbacks a step; wanted at most {LARGEST_RANK}")
-    return ExactVariance(problem, vectors.mT[curved], weights[curved])
+    return ExactVariance(problem, directions, weights)
 
 
 __all__ = ["DPS", "ExactVariance", "NormDPS", "PiGDM", "PlugIn", "dps", "exact_variance", "pigdm", "plug_in"]

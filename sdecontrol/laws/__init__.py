@@ -18,6 +18,7 @@ from sdecontrol.laws.isotropic import Isotropic
 from sdecontrol.laws.labels import ClassPosterior
 from sdecontrol.laws.mixture import GaussianMixture
 from sdecontrol.laws.point import Dirac
+from sdecontrol.laws.sphere import NoisySphere, Sphere
 from sdecontrol.laws.subspace import NoisySubspace, Subspace, SubspaceGaussian
 from sdecontrol.laws.tilted import TiltedLaw
 
@@ -34,8 +35,10 @@ __all__ = [
     "GaussianMixture",
     "Isotropic",
     "Law",
+    "NoisySphere",
     "NoisySubspace",
     "Posterior",
+    "Sphere",
     "Subspace",
     "SubspaceGaussian",
     "SubspacePosterior",

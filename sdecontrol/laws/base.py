@@ -75,6 +75,10 @@ class Law(ABC):
     def score_jvp(self, x: Tensor, c: Tensor) -> Tensor:
         """(Hessian of log p at x) c, the Jacobian of the score, which is symmetric, times c: (n, *event)."""
 
+    def denoised_jvp(self, x: Tensor, a: float, h: float, c: Tensor) -> Tensor:
+        """The Jacobian of E[X_0 | a X_0 + sqrt(h) Z = x] times c, for the law of a X_0 + sqrt(h) Z: (n, *event)."""
+        return (c + h * self.score_jvp(x, c)) / a
+
     def noised(self, a: float, h: float) -> Law:
         """The law of a X + sqrt(h) Z."""
         raise NoClosedForm(

@@ -195,6 +195,12 @@ class NoisySubspace(Law):
             torch.add(self.latent.score_jvp(z, b), b, alpha=1 / self.variance), c, -1 / self.variance
         )
 
+    def denoised_jvp(self, x: Tensor, a: float, h: float, c: Tensor) -> Tensor:
+        """In the span, to rounding, where all normal variance is noise: there (1 - h / variance) / a is 0."""
+        z, b = self.frame.encode(x, self.scale), self.frame.project(c)
+        off_span = (1 - h / self.variance) / a
+        return self.frame.plus_scaled(torch.sub(self.latent.denoised_jvp(z, a, h, b), b, alpha=off_span), c, off_span)
+
     def noised(self, a: float, h: float) -> NoisySubspace:
         latent = self.latent.noised(a, h)
         return NoisySubspace.from_frame(

@@ -11,14 +11,11 @@ from sdecontrol.errors import NotDefined
 from sdecontrol.kernels import DDIM, Ancestral, Kernel, SecondOrder
 from sdecontrol.laws import ClassPosterior, Subspace
 from sdecontrol.processes import ReverseProcess
-from sdecontrol.rewards import Quadratic, Reward, Step
+from sdecontrol.rewards import FLAT, Quadratic, Reward, Step
 from sdecontrol.time import TimeGrid
 
 if TYPE_CHECKING:
     from sdecontrol.problems.base import Problem
-
-_FLAT = 1e-12  # eigenvalue of a curvature relative to the largest below which it is rounding
-
 
 def supremum(problem: Problem, kernel: Kernel, grid: TimeGrid) -> float:
     """sup r over the space, or over the subspace on which the chain ends; in units of the reward.
@@ -57,8 +54,8 @@ def _support(problem: Problem, kernel: Kernel, grid: TimeGrid) -> Subspace | Non
 def _top(reward: Quadratic) -> float:
     values, vectors = torch.linalg.eigh(reward.curvature)
     slopes, scale = vectors.mT @ reward.linear, float(values.abs().max())
-    flat = values.abs() <= _FLAT * scale
-    if bool((values[~flat] < 0).any()) or bool((slopes[flat].abs() > _FLAT * reward.linear.abs().max()).any()):
+    flat = values.abs() <= FLAT * scale
+    if bool((values[~flat] < 0).any()) or bool((slopes[flat].abs() > FLAT * reward.linear.abs().max()).any()):
         raise NotDefined(
             "the reward is unbounded above: any stopping rule on draws from the reference needs ess sup dp_ft/dp_pre = "
             "infinity of them on average (Wald), whatever the scheme. Use sc.steering.fk, or bound= for a reward that "
