@@ -31,7 +31,8 @@ def front(found: dict[str, Any]) -> None:
         axes[0].set_ylabel("mean reward")
         handles: dict[str, Any] = {}
         for ax in axes:
-            handles |= dict(zip(*ax.get_legend_handles_labels()[::-1]))
+            drawn, labels = ax.get_legend_handles_labels()
+            handles |= dict(zip(labels, drawn))
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=9, fontsize=8)
         publish(figure, "tiny-pipeline-front")
 
@@ -92,7 +93,7 @@ def routes(found: dict[str, Any]) -> None:
     with canvas(1, 2 * len(found["routes"]), size=(10.0, 2.8)) as (figure, axes):
         for i, entry in enumerate(found["routes"]):
             left, right = axes[2 * i], axes[2 * i + 1]
-            for name, shift, colour in (("plain", 0.0, CYCLE[0]), ("twisted", 0.0, TILT)):
+            for name, colour in (("plain", CYCLE[0]), ("twisted", TILT)):
                 values = [e["value"] for e in entry[name]]
                 left.errorbar(entry["levels"], values, yerr=[2 * e["stderr"] for e in entry[name]], fmt="o-", ms=3,
                               color=colour, capsize=2, label={"plain": "weighed paths", "twisted": "twisted"}[name])
