@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -153,3 +154,11 @@ def test_doctor(saved: Path) -> None:
                    "kernel             DDIM(eta=1.0), 1000 levels", "every law, sampler"):  # fmt: skip
         assert wanted in result.output, result.output
     assert "unet               diffusers.UNet2DConditionModel, " in result.output
+
+
+def test_python_blocks_of_the_page_run(saved: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "stable_diffusion.md").read_text()
+    namespace: dict[str, Any] = {"folder": saved}
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        exec(compile(block, "stable_diffusion.md", "exec"), namespace)
+    assert namespace["scheduler"].energy.shape == (2,) and float(namespace["scheduler"].energy.min()) > 0

@@ -217,10 +217,11 @@ Check = Callable[[Case], None]
 class Claim:
     """A statement with its source, and the checks on each rung."""
 
-    def __init__(self, id: str, title: str, source: str, statement: str):
+    def __init__(self, id: str, title: str, source: str, statement: str, listed: bool = True):
+        """listed: False for claims about one kind of process, found by id but not among those of the papers."""
         self.id, self.title, self.source, self.statement = id, title, source, statement
         self.checks: list[tuple[str, Check]] = []
-        REGISTRY[id] = self
+        (REGISTRY if listed else UNLISTED)[id] = self
 
     def check(self, rung: str) -> Callable[[Check], Check]:
         """Register a check; it may raise NotApplicable (or meet NoClosedForm), which skips it with the reason."""
@@ -292,6 +293,7 @@ def overall(rows: list[Row], skipped: list[str]) -> tuple[str, str]:
 
 
 REGISTRY: dict[str, Claim] = {}
+UNLISTED: dict[str, Claim] = {}
 
 
 def claims() -> list[Claim]:
@@ -301,6 +303,7 @@ def claims() -> list[Claim]:
 
 def get_claim(id: str) -> Claim:
     """The claim of that id. Raises UnknownName with the nearest ids."""
-    if id not in REGISTRY:
+    known = REGISTRY | UNLISTED
+    if id not in known:
         raise UnknownName("claim", id, REGISTRY)
-    return REGISTRY[id]
+    return known[id]

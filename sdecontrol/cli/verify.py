@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def verify(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Claims; all when left out.")] = None,
     problem: Annotated[
-        list[str] | None, typer.Option(help="A built-in problem or a Python file that defines `problem`; repeatable.")
+        list[str] | None,
+        typer.Option(help="A built-in problem, a Python file with `problem`, or a pipeline's FOLDER; repeatable."),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="digits, a .npy or a .csv file: a law is fitted to its rows.", metavar="FILE")
@@ -58,7 +59,7 @@ def verify(
 
     one_thread()
     try:
-        selection = Selection(tuple(problem or ()), data, components, rank, quick)
+        selection = Selection(tuple(problem or ()), data, components, rank, quick, _plugins(problem or []))
         checking = Checking(seed, quick, not quick if mutants is None else mutants)
         session = _prepare(ids or [], selection, checking, out, workers, fresh)
         session.carry_out(as_json)
@@ -68,16 +69,26 @@ def verify(
     raise typer.Exit(session.run.exit_code)
 
 
+def _plugins(names: list[str]) -> tuple[str, ...]:
+    """The modules that know what to make of these names: one for folders, none for the library's own."""
+    folders = [name for name in names if Path(name.partition("?")[0]).is_dir()]
+    if folders and len(folders) < len(names):
+        raise BadInput(f"saw the folder {folders[0]} beside other problems; wanted folders alone: their claims differ.")
+    return ("sdecontrol.backends.verification",) if folders else ()
+
+
 def _prepare(
     ids: list[str], selection: Selection, checking: Checking, out: Path | None, workers: int | None, fresh: bool
 ) -> Session:
     """Everything that can be wrong with the input is found here, before any work."""
     from sdecontrol.claims import claims
+    from sdecontrol.claims.base import UNLISTED
     from sdecontrol.report.atomic import writable_folder
     from sdecontrol.report.run import Run
     from sdecontrol.report.session import Session
 
-    known = [claim.id for claim in claims()]
+    selection.load_plugins()
+    known = list(UNLISTED) if selection.plugins else [claim.id for claim in claims()]
     for claim in ids:
         if claim not in known:
             raise UnknownName("claim", claim, known)

@@ -159,13 +159,19 @@ def _digits_mixture_symmetry(name: str) -> Subject:
     return digit_subjects(None, COMPONENTS)["regular"].named(name)
 
 
+MAKERS: list[Callable[[str], Subject | None]] = []  # what plugins make of a name; None where it is not theirs
+
+
 def resolve(name: str) -> Subject:
-    """The subject of a built-in name, or of a Python file that defines `problem`.
+    """The subject of a built-in name, of a Python file that defines `problem`, or of what a plugin knows.
 
     Raises: UnknownName with the nearest names; BadInput for a file that is missing, fails, or defines no problem.
     """
     if name.endswith(".py"):
         return Subject(from_file(Path(name)))
+    for make in MAKERS:
+        if (made := make(name)) is not None:
+            return made
     if name not in BUILTIN:
         raise UnknownName("problem", name, BUILTIN)
     return BUILTIN[name].subject()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from sdecontrol.problems.digits import COMPONENTS
 from sdecontrol.problems.fitted import Subject, subjects
 
 SECOND_REWARDS = ("digits-gaussian-symmetry", "digits-mixture-symmetry")  # left out of a quick run of everything
-PROBES, PROBE_TIMES = 16, (0.0, 0.5, 0.9)  # points, and times in units of the horizon
+PROBES, PROBE_TIMES = 16, (0.0, 0.5, 0.9)  # points (2 of image size), and times in units of the horizon
+LARGE = 4096
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Selection:
     """Built-in names and Python files, and data with what to fit to it; every built-in problem when nothing is named
     (when quick, the digits with one reward only).
 
-    Picklable, which problems are not: their rewards and drifts may be any functions.
+    Picklable, which problems are not: their rewards and drifts may be any functions. plugins: modules to import first.
     Raises, in `subjects`: BadInput or UnknownName as `resolve`, `read` and `fit` do; BadInput for names given twice.
     """
 
@@ -35,9 +37,16 @@ class Selection:
     components: int | None = None
     rank: int | None = None
     quick: bool = False
+    plugins: tuple[str, ...] = ()
+
+    def load_plugins(self) -> None:
+        """Import the modules that make problems and claims known; also in every process that builds them again."""
+        for module in self.plugins:
+            import_module(module)
 
     def subjects(self) -> list[Subject]:
         """What is selected, built anew: that of each name, then the fitted ones."""
+        self.load_plugins()
         if self.data is None and (self.components is not None or self.rank is not None):
             raise BadInput("saw --components or --rank without --data; wanted the data that they speak of.")
         found = [resolve(name) for name in self.named] + self.fitted()
@@ -83,7 +92,8 @@ def fingerprint(problem: Problem) -> str:
 
 def _answers(problem: Problem) -> Iterator[torch.Tensor]:
     process = problem.process
-    x = process.initial_law(0.0).sample(PROBES, Noise(0)).to(process.dtype)
+    probes = PROBES if process.dim < LARGE else 2
+    x = process.initial_law(0.0).sample(probes, Noise(0)).to(process.dtype)
     yield torch.tensor([problem.temperature, process.horizon], dtype=torch.float64)
     yield x
     with torch.no_grad():

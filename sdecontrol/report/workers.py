@@ -55,6 +55,7 @@ class Job:
 
     def problem(self, name: str) -> Problem:
         """The problem, if it is the one that the run started with. Raises: BadInput when it is another."""
+        self.selection.load_plugins()
         if name in self.sources:
             problem = resolve(self.sources[name]).problem
         else:

@@ -1,0 +1,119 @@
+"""Figures of experiments/tiny_pipeline.py: reward against path KL under every law, and images side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.record import results
+from paper_figures.output import publish
+from sdecontrol.report.style import CYCLE, SAMPLES, TILT, canvas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CONTROLS = {"none": ("o", SAMPLES), "plug-in": ("s", CYCLE[0]), "dps:0.3": ("D", CYCLE[1]), "cfg": ("^", CYCLE[2])}
+SAMPLERS = {"fk": ("v", CYCLE[3]), "twisted": ("P", CYCLE[4]), "svdd": ("X", "#000000"), "best-of-n": ("*", "#8B4513")}
+NAMES = {
+    "brightness": "mean brightness", "digit:8": "log p(8 | image)", "jpeg-incompressibility": "JPEG size, kB",
+}  # fmt: skip
+
+
+def front(found: dict[str, Any]) -> None:
+    """A panel a reward: the front by weighed plain paths, controls at their path KL, samplers at the optimum's."""
+    with canvas(1, 3, size=(10.0, 3.4)) as (figure, axes):
+        for ax, (reward, trials) in zip(axes, found["laws"].items()):
+            _panel(ax, trials)
+            ax.set(title=NAMES[reward], xlabel=r"path $\mathrm{KL}(Q^u\Vert Q)$, nats")
+            ax.set_xscale("symlog", linthresh=0.1)
+            ax.set_xlim(left=-0.02)
+        axes[0].set_ylabel("mean reward")
+        handles: dict[str, Any] = {}
+        for ax in axes:
+            drawn, labels = ax.get_legend_handles_labels()
+            handles |= dict(zip(labels, drawn))
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=9, fontsize=8)
+        publish(figure, "tiny-pipeline-front")
+
+
+def _panel(ax: Axes, trials: list[dict[str, Any]]) -> None:
+    points = [point for trial in trials for point in trial["front"]]
+    for point in points:
+        ax.errorbar(point["kl"], point["reward"], xerr=point["kl_stderr"], yerr=point["reward_stderr"], fmt=".", ms=3,
+                    color=TILT, elinewidth=0.6, label="tilt, by weights")  # fmt: skip
+    for trial in trials:
+        for law, (marker, colour) in CONTROLS.items():
+            if law in trial["laws"]:
+                score = trial["laws"][law]["score"]
+                _point(ax, score["kl"], score["reward"], marker, colour, law)
+        nats = _optimal_kl(trial)
+        for law, (marker, colour) in SAMPLERS.items():
+            if law in trial["laws"] and nats is not None:
+                _point(ax, {"value": nats, "stderr": 0.0}, trial["laws"][law]["score"]["reward"], marker, colour, law)
+
+
+def _optimal_kl(trial: dict[str, Any]) -> float | None:
+    """KL of the tilt at this temperature, where samplers, which have none of their own, are drawn."""
+    own = [p["kl"] for p in trial["front"] if abs(p["temperature"] / trial["temperature"] - 1) < 1e-9]
+    return own[0] if own else None
+
+
+def _point(ax: Axes, x: dict[str, float], y: dict[str, float], marker: str, colour: str, law: str) -> None:
+    ax.errorbar(x["value"], y["value"], xerr=x["stderr"], yerr=y["stderr"], fmt=marker, ms=5, color=colour,
+                elinewidth=0.8, label=law)  # fmt: skip
+
+
+def images(found: dict[str, Any]) -> None:
+    """The middle temperature of each reward: eight images a law."""
+    chosen = {reward: trials[len(trials) // 2] for reward, trials in found["laws"].items()}
+    laws = [law for law in (*CONTROLS, *SAMPLERS) if any(law in trial["images"] for trial in chosen.values())]
+    with canvas(len(laws), 3, size=(9.6, 0.46 * len(laws) + 0.4)) as (figure, axes):
+        grid = np.array(axes).reshape(len(laws), 3)
+        for column, (reward, trial) in enumerate(chosen.items()):
+            grid[0, column].set_title(f"{NAMES[reward]}, temperature {trial['temperature']:g}")
+            for ax, law in zip(grid[:, column], laws):
+                ax.set(xticks=[], yticks=[])
+                for spine in ax.spines.values():
+                    spine.set_visible(False)
+                if column == 0:
+                    ax.set_ylabel(law, rotation=0, ha="right", va="center", fontsize=8)
+                if law in trial["images"]:
+                    strip = np.concatenate([np.array(picture) for picture in trial["images"][law]], axis=1)
+                    ax.set_xlim(-0.5, 8 * strip.shape[0] - 0.5)
+                    ax.imshow(strip, cmap="gray_r", vmin=0, vmax=1)
+                else:
+                    ax.text(0.5, 0.5, "not defined: no gradient", ha="center", va="center", transform=ax.transAxes,
+                            fontsize=7, color="0.4")  # fmt: skip
+        publish(figure, "tiny-pipeline-images")
+
+
+def routes(found: dict[str, Any]) -> None:
+    """P(r <= level) under the tilt by two routes, and log Z by three."""
+    with canvas(1, 2 * len(found["routes"]), size=(10.0, 2.8)) as (figure, axes):
+        for i, entry in enumerate(found["routes"]):
+            left, right = axes[2 * i], axes[2 * i + 1]
+            for name, colour in (("plain", CYCLE[0]), ("twisted", TILT)):
+                values = [e["value"] for e in entry[name]]
+                left.errorbar(entry["levels"], values, yerr=[2 * e["stderr"] for e in entry[name]], fmt="o-", ms=3,
+                              color=colour, capsize=2, label={"plain": "weighed paths", "twisted": "twisted"}[name])
+            left.set(xlabel=NAMES[entry["reward"]], ylabel="distribution under the tilt", ylim=(0, 1))
+            left.legend()
+            names = list(entry["log_z"])
+            for place, name in enumerate(names):
+                e = entry["log_z"][name]
+                right.errorbar(e["value"], place, xerr=2 * e["stderr"], fmt="o", color=CYCLE[place], capsize=2)
+            right.set(yticks=range(len(names)), yticklabels=names, xlabel=r"$\log Z$, two standard errors",
+                      ylim=(-0.6, len(names) - 0.4))  # fmt: skip
+        publish(figure, "tiny-pipeline-routes")
+
+
+def main() -> None:
+    found = results("tiny_pipeline")
+    front(found)
+    images(found)
+    routes(found)
+
+
+if __name__ == "__main__":
+    main()
