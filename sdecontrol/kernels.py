@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,10 @@ class Kernel(ABC):
     def transition(self, process: Process, t: float, t_next: float) -> Transition:
         """The kernel prepared for the step from t to t_next."""
         return Transition(t, t_next, *self.coefficients(process, t, t_next))
+
+    def transitions(self, process: Process, times: Sequence[float]) -> list[Transition]:
+        """The kernel prepared for all steps of a chain; a multistep kernel looks back from one to the ones before."""
+        return [self.transition(process, t, t_next) for t, t_next in zip(times[:-1], times[1:], strict=True)]
 
     def affine_step(self, process: Process, t: float, t_next: float) -> AffineStep:
         """The step as x+ = M x + m + N z. Raises NoClosedForm when the process is not affine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +21,11 @@ from sdecontrol.laws import Law
 from sdecontrol.noise import Noise
 from sdecontrol.path import Path, PathWeights, _log_initial, half_square, inner
 from sdecontrol.processes import Process
-from sdecontrol.stepper import ModelStepper, Stepper, stepper_of
+from sdecontrol.stepper import Stepper, stepper_of
 from sdecontrol.time import ResolvedGrid, TimeGrid
 
 Observer = Callable[[int, float, Tensor], Tensor]
+_NOTHING = torch.zeros(1, dtype=torch.float64)  # the log ratio of paths that nothing weighs
 _SMALL_EVENT = 4096  # below it a block of paths is one worker's job and intra-op threads only get in the way
 
 
@@ -62,7 +64,7 @@ def simulate(
     start = _start(process, reference if initial is None else initial, n)
     transitions = prepare(process, kernel, resolved, control)
     dtype = dtype or (start.dtype if isinstance(start, Tensor) else process.dtype)
-    stepper = ModelStepper(process, transitions, control) if grad else stepper_of(process, transitions, control, dtype)
+    stepper = stepper_of(process, transitions, control, dtype, fold=not grad)
     keep_all = keep == "all"
     job = _Job(
         process, control, start, reference, resolved, transitions, stepper, noise, n, keep_all, observe, grad, dtype
@@ -92,7 +94,7 @@ def simulate(
 def prepare(process: Process, kernel: Kernel, grid: ResolvedGrid, control: Any = None) -> list[Transition]:
     """The kernel's transitions on a grid. Raises InfiniteKL when a control would meet a noiseless inner step."""
     times = [float(t) for t in grid.times]
-    transitions = [kernel.transition(process, t, t_next) for t, t_next in zip(times[:-1], times[1:], strict=True)]
+    transitions = kernel.transitions(process, times)
     check_consistent(control, kernel, process)
     if control is not None:
         for k, transition in enumerate(transitions[:-1]):
@@ -154,6 +156,12 @@ class _Job:
         """Closed forms are computed on whole blocks, so that a path's bits do not depend on the number of paths."""
         return self.process.elementwise and (self.control is None or self.control.elementwise) and not self.grad
 
+    @property
+    def weighted(self) -> bool:
+        """Whether a path can have a log ratio other than 0, by its start or by a control."""
+        same_start = isinstance(self.start, Tensor) or self.start is self.reference
+        return self.control is not None or self.grad or not same_start
+
     def run(self, index: int, out: _Buffers) -> None:
         with torch.set_grad_enabled(self.grad):
             self._run(index, out, checked=not self.whole_blocks)
@@ -166,11 +174,11 @@ class _Job:
         rows = size if self.whole_blocks else count
         x = self._initial(index, size, count)[:rows].to(self.dtype)
         law = self.reference if isinstance(self.start, Tensor) else self.start
-        log_initial = _log_initial(law, self.reference, x)
+        log_initial = _log_initial(law, self.reference, x) if self.weighted else _NOTHING
         martingale, energy = torch.zeros_like(log_initial), torch.zeros_like(log_initial)
         out.begin(index, count, x)
         looked_at = checked or self.keep or self.observe is not None
-        y = x
+        y = self.stepper.start(x)
         normals = self._normals(index, size)
         for k, xi in zip(range(len(self.transitions)), normals, strict=False):
             xi = (xi if rows == size else xi[:rows]).to(self.dtype)
@@ -215,6 +223,18 @@ def _diagnose(k: int, transition: Transition, x: Tensor, w: Tensor | None) -> No
         )
 
 
+def _is_finite(x: Tensor) -> bool:
+    """Whether all entries are: by one sum, and one by one only where the sum is not finite itself."""
+    return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
+
+
+def _empty(shape: tuple[int, ...], vectors: bool, dtype: torch.dtype) -> Tensor:
+    """An array (..., n, *event); vectors lie with the paths contiguous, as they are drawn and stepped."""
+    if not vectors:
+        return torch.empty(shape, dtype=dtype)
+    return torch.empty(*shape[:-2], shape[-1], shape[-2], dtype=dtype).mT
+
+
 class _Buffers:
     """Where blocks write their results: preallocated tensors, or lists of blocks when a graph is kept."""
 
@@ -228,8 +248,8 @@ class _Buffers:
             shapes = {"initial": (n, *event), "terminal": (n, *event)}
             if job.keep:
                 shapes |= {"states": (steps + 1, n, *event), "noises": (steps, n, *event)}
-            self.arrays = {name: torch.empty(shape, dtype=job.dtype) for name, shape in shapes.items()}
-            self.arrays["weights"] = torch.empty(3, n, dtype=torch.float64)
+            self.arrays = {name: _empty(shape, len(event) == 1, job.dtype) for name, shape in shapes.items()}
+            self.arrays["weights"] = torch.empty(3, n, dtype=torch.float64) if job.weighted else _NOTHING.expand(3, n)
 
     def _put(self, name: str, index: int, k: int | None, value: Tensor) -> None:
         if name not in self.arrays:
@@ -269,15 +289,13 @@ class _Buffers:
         for i, part in enumerate((weights.log_initial, weights.martingale, weights.energy)):
             if self.grad:
                 self._put("weights", index, i, part[:count])
-            else:
+            elif self.job.weighted:
                 self.arrays["weights"][i].narrow(0, index * self.size, count).copy_(part[:count])
 
     def finite(self, index: int) -> bool:
         rows = slice(index * self.size, (index + 1) * self.size)
-        return bool(
-            torch.isfinite(self.arrays["terminal"][rows]).all()
-            and torch.isfinite(self.arrays["weights"][:, rows]).all()
-        )
+        parts = [self.arrays["terminal"][rows], *([self.arrays["weights"][:, rows]] if self.job.weighted else [])]
+        return all(_is_finite(part) for part in parts)
 
     def collect(self) -> dict[str, Any]:
         """The fields of a Path: blocks joined along the paths, steps stacked in front."""
