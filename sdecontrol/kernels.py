@@ -287,7 +287,7 @@ class MatrixTransition(Transition):
         return torch.addmm(self.step.offset.to(x)[:, None], self.step.matrix.to(x), x.mT).mT
 
     def finish(self, process: Process, state: State, mean: Tensor, z: Tensor) -> Tensor:
-        return mean + z.to(mean) @ self.std.to(mean).mT
+        return torch.addmm(mean.mT, self.std.to(mean), z.to(mean).mT).mT
 
     def affine(self, process: Process) -> AffineStep:
         assert self.step is not None
