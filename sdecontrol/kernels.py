@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ class AffineStep:
 @dataclass(frozen=True)
 class Transition:
     """A kernel prepared for one step, shared by all blocks of paths: mean = c_x x + c_f field, noise std z."""
+
+    calls_model: ClassVar[bool] = True  # whether mean and finish read the state's field
+    gaussian: ClassVar[bool] = True  # whether the step is mean + std z, which a control can shift
 
     t: float
     t_next: float
@@ -274,6 +277,8 @@ def _affine_slope(process: Process, t: float) -> tuple[Tensor, Tensor]:
 @dataclass(frozen=True, eq=False)
 class MatrixTransition(Transition):
     """x+ = matrix x + offset + std z with a matrix std (d, d): the exact transition of an affine process."""
+
+    calls_model: ClassVar[bool] = False
 
     step: AffineStep | None = None
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from torch import Tensor
@@ -129,25 +130,11 @@ class Adams(Kernel):
         centre = (1 / at.alpha, square * at.alpha)
         if len(seen) == 1:
             return MultistepTransition(t, t_next, *self.coefficients(process, t, t_next), (), centre, kept)
-        ratio, weights = self._interpolated([level.tau for level in seen], after.tau)
+        taus = tuple(level.tau for level in seen)
+        ratio, weights = _integrated(self.width, self.narrow, self.wide, taus, after.tau)
         c_x = after.alpha * (ratio / at.alpha + weights[0] * centre[0])
         past = tuple(after.alpha * weight for weight in weights[1:])
         return MultistepTransition(t, t_next, c_x, after.alpha * weights[0] * centre[1], 0.0, past, centre, kept)
-
-    def _interpolated(self, taus: Sequence[float], tau_next: float) -> tuple[float, list[float]]:
-        """(rho' / rho, weights) with y' = (rho' / rho) y + sum_j weights_j c_j: Gauss-Legendre in log rho."""
-        start, end = self.width**2 + taus[0], self.width**2 + tau_next
-        nodes = [self._chi(np.array(tau)) for tau in taus]
-        if end == 0:
-            return 0.0, [float(value) for value in _lagrange(nodes, self._chi(np.zeros(1)))[:, 0]]
-        half = math.log(start / end) / 4
-        log_rho = math.log(start * end) / 4 + half * _NODES
-        factors = half * _WEIGHTS * np.exp(math.log(end) / 2 - log_rho)
-        points = self._chi(np.clip(np.exp(2 * log_rho) - self.width**2, tau_next, taus[0]))
-        return math.sqrt(end / start), [float(value) for value in _lagrange(nodes, points) @ factors]
-
-    def _chi(self, tau: np.ndarray) -> np.ndarray:
-        return np.log((tau + self.narrow**2) / (tau + self.wide**2))
 
     def affine_step(self, process: Process, t: float, t_next: float) -> AffineStep:
         """Raises: NoClosedForm above order 1, whose steps are not functions of x alone."""
@@ -170,6 +157,26 @@ def _level(process: Process, t: float) -> _Level:
         raise NotDefined("Adams needs a ReverseProcess; use EulerMaruyama or SecondOrder for a general diffusion")
     s, schedule = process.noise_level(t), process.schedule
     return _Level(schedule.alpha(s), math.exp(-schedule.log_snr(s)) if schedule.h(s) > 0 else 0.0)
+
+
+@lru_cache(maxsize=4096)
+def _integrated(
+    width: float, narrow: float, wide: float, taus: tuple[float, ...], tau_next: float
+) -> tuple[float, tuple[float, ...]]:
+    """(rho' / rho, weights) with y' = (rho' / rho) y + sum_j weights_j c_j: Gauss-Legendre in log rho."""
+
+    def chi(tau: np.ndarray) -> np.ndarray:
+        return np.log((tau + narrow**2) / (tau + wide**2))
+
+    start, end = width**2 + taus[0], width**2 + tau_next
+    nodes = [chi(np.array(tau)) for tau in taus]
+    if end == 0:
+        return 0.0, tuple(_lagrange(nodes, chi(np.zeros(1)))[:, 0].tolist())
+    half = math.log(start / end) / 4
+    log_rho = math.log(start * end) / 4 + half * _NODES
+    factors = half * _WEIGHTS * np.exp(math.log(end) / 2 - log_rho)
+    points = chi(np.clip(np.exp(2 * log_rho) - width**2, tau_next, taus[0]))
+    return math.sqrt(end / start), tuple((_lagrange(nodes, points) @ factors).tolist())
 
 
 def _lagrange(nodes: Sequence[np.ndarray], points: np.ndarray) -> np.ndarray:

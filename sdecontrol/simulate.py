@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sdecontrol.controls import Control, as_control, check_consistent
-from sdecontrol.errors import BadInput, InfiniteKL, NotFinite, check
+from sdecontrol.errors import BadInput, InfiniteKL, NotDefined, NotFinite, check
 from sdecontrol.kernels import Kernel, Transition
 from sdecontrol.laws import Law
 from sdecontrol.noise import Noise
@@ -97,6 +97,8 @@ def prepare(process: Process, kernel: Kernel, grid: ResolvedGrid, control: Any =
     transitions = kernel.transitions(process, times)
     check_consistent(control, kernel, process)
     if control is not None:
+        if not all(transition.gaussian for transition in transitions):
+            raise NotDefined(f"a control shifts the mean of a Gaussian step, and those of {kernel!r} are not Gaussian")
         for k, transition in enumerate(transitions[:-1]):
             if transition.noiseless:
                 raise InfiniteKL(
