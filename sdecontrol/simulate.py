@@ -215,7 +215,7 @@ def _diagnose(k: int, transition: Transition, x: Tensor, w: Tensor | None) -> No
     """Raise NotFinite naming the control or the model when a state stops being finite."""
     if w is not None and not torch.isfinite(w).all():
         raise NotFinite("the control", k, transition.t, advice="Check the control's formula at this time.")
-    if not torch.isfinite(x).all():
+    if not _is_finite(x):
         raise NotFinite(
             "the process's drift or score",
             k,
@@ -227,7 +227,7 @@ def _diagnose(k: int, transition: Transition, x: Tensor, w: Tensor | None) -> No
 
 def _is_finite(x: Tensor) -> bool:
     """Whether all entries are: by one sum, and one by one only where the sum is not finite itself."""
-    return math.isfinite(float(x.sum())) or bool(torch.isfinite(x).all())
+    return math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
 
 
 def _empty(shape: tuple[int, ...], vectors: bool, dtype: torch.dtype) -> Tensor:
