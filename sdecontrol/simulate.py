@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
@@ -197,10 +197,13 @@ class _Job:
         out.end(index, count, x, PathWeights(log_initial, martingale, energy))
 
     def _normals(self, index: int, size: int) -> Iterator[Tensor]:
-        """Those of the block's steps; zeros, at no cost, for a chain without noise."""
-        if all(transition.noiseless for transition in self.transitions):
-            return repeat(torch.zeros(1).expand(size, *self.process.event_shape))
-        return self.noise.steps(index, self.process.event_shape, self.grid.times)
+        """Those of the block's steps; zeros, at no cost, after the last step with noise."""
+        drawn = max((k + 1 for k, transition in enumerate(self.transitions) if not transition.noiseless), default=0)
+        silence = repeat(torch.zeros(1).expand(size, *self.process.event_shape))
+        if drawn == 0:
+            return silence
+        steps = self.noise.steps(index, self.process.event_shape, self.grid.times[: drawn + 1])
+        return chain(islice(steps, drawn), silence)
 
     def _initial(self, index: int, size: int, count: int) -> Tensor:
         if isinstance(self.start, Tensor):

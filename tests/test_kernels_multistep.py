@@ -23,14 +23,15 @@ def flow_in_tau(process, x, taus):
     """y = x / alpha along dy/dtau = -(alpha / 2) score at the levels `taus`, by an eighth-order method."""
     schedule = process.schedule
 
-    def rhs(tau, y):
-        s = schedule.noise_level_at(-math.log(tau))
+    def rhs(log_tau, y):
+        tau = math.exp(log_tau)
+        s = schedule.noise_level_at(-log_tau)
         alpha = schedule.alpha(s)
-        return -alpha / 2 * process.model.score(torch.tensor(alpha * y[None]), s)[0][0].numpy()
+        return -tau * alpha / 2 * process.model.score(torch.tensor(alpha * y[None]), s)[0][0].numpy()
 
     found = [x / schedule.alpha(schedule.noise_level_at(-math.log(taus[0])))]
-    for start, end in zip(taus[:-1], taus[1:]):
-        found.append(solve_ivp(rhs, (start, end), found[-1], method="DOP853", rtol=1e-13, atol=1e-15).y[:, -1])
+    for ends in zip(np.log(taus[:-1]), np.log(taus[1:])):
+        found.append(solve_ivp(rhs, ends, found[-1], method="DOP853", rtol=1e-13, atol=1e-15).y[:, -1])
     return found
 
 
@@ -120,19 +121,18 @@ def test_first_order_at_width_0_is_ddim():
 
 
 def test_mixture_against_a_fine_reference():
-    """40 calls against an eighth-order solution on nine starts: second order, and below one in 10 000."""
+    """Four starts against an eighth-order solution: second order at least, and 2e-4 at 160 calls."""
     p = sc.ReverseProcess(sc.VP(), MIXTURE)
-    starts = torch.tensor(np.random.default_rng(0).normal(size=(9, 2)))
-    tau = math.exp(-p.schedule.log_snr(1.0))
-    end = math.exp(-p.schedule.log_snr(1e-3))
-    exact = np.stack([flow_in_tau(p, x, [tau, end])[-1] for x in starts.numpy()])
-    errors = []
-    for steps in (20, 40, 80):
-        levels = flow_grid(p, steps + 1, NARROW, WIDE, 1e-3).resolve(p).times[:-1]
-        kernel = Adams(3, 0.0, 0.5, NARROW, WIDE)
-        path = sc.simulate(p, initial=starts, grid=sc.TimeGrid.explicit(levels), kernel=kernel, n=9, keep="ends")
+    hidden = sc.ReverseProcess(p.schedule, sc.Score(lambda x, s: p.model.score(x, s)[0]), event_shape=(2,))
+    starts = torch.tensor(np.random.default_rng(0).normal(size=(4, 2)))
+    taus, errors = [math.exp(-p.schedule.log_snr(s)) for s in (1.0, 1e-3)], []
+    exact = np.stack([flow_in_tau(p, x, taus)[-1] for x in starts.numpy()])
+    for steps in (40, 80, 160):
+        levels = flow_grid(p, steps + 1, NARROW, 60.0, 1e-3).resolve(p).times[:-1]
+        kernel = Adams(3, 0.0, 0.5, NARROW, 60.0)
+        path = sc.simulate(hidden, initial=starts, grid=sc.TimeGrid.explicit(levels), kernel=kernel, n=4, keep="ends")
         errors.append(float(np.abs(path.terminal.numpy() / p.schedule.alpha(1e-3) - exact).max()))
-    assert errors[1] < 1e-3 and errors[2] < errors[1] / 3 < errors[0] / 9
+    assert errors[2] < 2e-4 and errors[2] < errors[1] / 3.5 < errors[0] / 3.5**2, errors
 
 
 def test_the_memory_belongs_to_a_block_and_the_noise_to_its_step():
