@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "accuracy.json"
-SHOWN = {"sdecontrol": ("o", TILT), "torchsde": ("s", CYCLE[0]), "diffrax": ("^", CYCLE[1]),
+SHOWN = {"sdecontrol": ("o", TILT), "sdecontrol, law known": ("*", TILT), "torchsde": ("s", CYCLE[0]), "diffrax": ("^", CYCLE[1]),
          "diffusers": ("D", CYCLE[2]), "scipy": ("v", CYCLE[3])}  # fmt: skip
 
 

@@ -90,7 +90,9 @@ def _contender(case: Case, name: str, steps: int) -> Contender:
     made = _scheduler(case, name, steps)
 
     def scheduler_of() -> Any:
-        made.set_timesteps(steps)  # begins anew; making the scheduler is not timed
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made.set_timesteps(steps)  # begins anew; making the scheduler is not timed
         return made
 
     def sample(n: int, seed: int) -> np.ndarray:

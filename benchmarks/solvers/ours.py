@@ -106,11 +106,15 @@ class GivenNoise(sc.Noise):
         yield from repeat(torch.zeros(1).expand(size, *event_shape))  # type: ignore[misc]
 
 
+def black_box(case: Case) -> sc.ReverseProcess:
+    """The case with its score as a function (x, s) -> score, and nothing else known of the law."""
+    model = case.process.model
+    score = sc.Score(lambda x, s: model.score(x, s)[0])
+    return sc.ReverseProcess(case.process.schedule, score, event_shape=(case.dim,))
+
+
 def contenders(case: Case) -> Iterator[Contender]:
-    model, narrow, wide, width, s_min = case.process.model, *SHAPES[case.name]
-    process = sc.ReverseProcess(
-        case.process.schedule, sc.Score(lambda x, s: model.score(x, s)[0]), event_shape=(case.dim,)
-    )
+    process, (narrow, wide, width, s_min) = black_box(case), SHAPES[case.name]
     for tuned in TUNED[case.name]:
         kernel, grid = tuned.kernel(), tuned.grid(process)
         yield _contender(case, process, FAMILY, kernel, grid, "flow grid", tuned.calls, str(tuned))
