@@ -116,11 +116,12 @@ class Judge:
         return self._couplings
 
 
-def clock(case: Case, contender: Contender, threads: int, seed: int) -> float:
+def clock(case: Case, contender: Contender, threads: int, seed: int) -> tuple[float, float]:
+    """(seconds by the wall clock, seconds of processor time over all threads) of one run."""
     torch.set_num_threads(threads)
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     contender.sample(case.paths, seed)
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - busy
 
 
 def measure(case: Case, rounds: int) -> list[Record]:
@@ -148,10 +149,11 @@ def measure(case: Case, rounds: int) -> list[Record]:
 
 
 def _summarise(record: Record) -> None:
-    """The median at the better thread count."""
-    medians = {threads: statistics.median(found) for threads, found in record["seconds"].items()}
+    """The medians at the better thread count, of the wall clock and of the processor."""
+    medians = {threads: statistics.median(wall for wall, _ in found) for threads, found in record["seconds"].items()}
     record["threads"] = min(medians, key=lambda threads: medians[threads])
     record["median"], record["rounds"] = medians[record["threads"]], len(record["seconds"][record["threads"]])
+    record["processor"] = min(statistics.median(cpu for _, cpu in found) for found in record["seconds"].values())
 
 
 def finalists(case: Case, records: list[Record]) -> list[Record]:
@@ -186,9 +188,16 @@ def verdicts(case: Case, records: list[Record]) -> list[Record]:
                       for ours, best in bests.items()}  # fmt: skip
             found.append({"target": target, "family": family, "ratio": ratios[OURS[0]], "wanted": WANTED.get(family),
                           "ratio_law_known": ratios[OURS[1]],
+                          "ratio_processor": _processor_ratio(records, family, target),
                           "seconds": other and other["median"], "evaluations": other and other["evaluations"],
                           "solver": other and name_of(other)})  # fmt: skip
     return found
+
+
+def _processor_ratio(records: list[Record], family: str, target: float) -> float | None:
+    """The same ratio of processor seconds, which a busy machine stretches less: each side at its own least."""
+    least = [min((r["processor"] for r in reaching(records, f, target)), default=None) for f in (family, OURS[0])]
+    return least[0] / least[1] if least[0] and least[1] else None
 
 
 def name_of(record: Record) -> str:
@@ -214,6 +223,7 @@ def report(console: Console, case: Case, records: list[Record], found: list[Reco
         known = f" ({row['ratio_law_known']:.1f}x with the law known)" if row["ratio_law_known"] else ""
         ratio = f"; {row['ratio']:.1f}x ours, wanted {row['wanted']:g}x" if row["ratio"] and row["wanted"] else ""
         ratio += known if row["wanted"] else ""
+        ratio += f", processor {row['ratio_processor']:.1f}x" if row["ratio_processor"] and row["wanted"] else ""
         console.print(f"{row['target']:g}  {row['family']}: {seconds}{ratio}")
 
 
