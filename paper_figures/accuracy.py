@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "accuracy.json"
-SHOWN = {"sdecontrol": ("o", TILT), "torchsde": ("s", CYCLE[0]), "diffrax": ("^", CYCLE[1]),
-         "diffusers": ("D", CYCLE[2]), "scipy": ("v", CYCLE[3])}  # fmt: skip
+SHOWN = {"sdecontrol": ("o", TILT), "sdecontrol, law known": ("*", TILT), "torchsde": ("s", CYCLE[0]),
+         "diffrax": ("^", CYCLE[1]), "diffusers": ("D", CYCLE[2]), "scipy": ("v", CYCLE[3])}  # fmt: skip
 
 
 def main(results: Path = RESULTS) -> None:

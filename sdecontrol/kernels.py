@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ class AffineStep:
 @dataclass(frozen=True)
 class Transition:
     """A kernel prepared for one step, shared by all blocks of paths: mean = c_x x + c_f field, noise std z."""
+
+    calls_model: ClassVar[bool] = True  # whether mean and finish read the state's field
+    gaussian: ClassVar[bool] = True  # whether the step is mean + std z, which a control can shift
 
     t: float
     t_next: float
@@ -95,6 +99,10 @@ class Kernel(ABC):
     def transition(self, process: Process, t: float, t_next: float) -> Transition:
         """The kernel prepared for the step from t to t_next."""
         return Transition(t, t_next, *self.coefficients(process, t, t_next))
+
+    def transitions(self, process: Process, times: Sequence[float]) -> list[Transition]:
+        """The kernel prepared for all steps of a chain; a multistep kernel looks back from one to the ones before."""
+        return [self.transition(process, t, t_next) for t, t_next in zip(times[:-1], times[1:], strict=True)]
 
     def affine_step(self, process: Process, t: float, t_next: float) -> AffineStep:
         """The step as x+ = M x + m + N z. Raises NoClosedForm when the process is not affine."""
@@ -270,6 +278,8 @@ def _affine_slope(process: Process, t: float) -> tuple[Tensor, Tensor]:
 class MatrixTransition(Transition):
     """x+ = matrix x + offset + std z with a matrix std (d, d): the exact transition of an affine process."""
 
+    calls_model: ClassVar[bool] = False
+
     step: AffineStep | None = None
 
     @property
@@ -282,7 +292,7 @@ class MatrixTransition(Transition):
         return torch.addmm(self.step.offset.to(x)[:, None], self.step.matrix.to(x), x.mT).mT
 
     def finish(self, process: Process, state: State, mean: Tensor, z: Tensor) -> Tensor:
-        return mean + z.to(mean) @ self.std.to(mean).mT
+        return torch.addmm(mean.mT, self.std.to(mean), z.to(mean).mT).mT
 
     def affine(self, process: Process) -> AffineStep:
         assert self.step is not None

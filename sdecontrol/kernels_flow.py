@@ -11,7 +11,7 @@ which is what a `FlowTransition` holds; the same table on matrices gives the exa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,27 +158,40 @@ class Switch(Kernel):
     def transition(self, process: Process, t: float, t_next: float) -> Transition:
         return self._chosen(process, t).transition(process, t, t_next)
 
+    def transitions(self, process: Process, times: Sequence[float]) -> list[Transition]:
+        """Those of either kernel on its own part of the grid: `then` looks back on nothing of `first`."""
+        switch = sum(self._chosen(process, t) is self.first for t in times[:-1])
+        return [
+            *self.first.transitions(process, times[: switch + 1]),
+            *self.then.transitions(process, times[switch:]),
+        ]
+
     def consistent_with(self, process: Process) -> bool:
         return self.first.consistent_with(process) and self.then.consistent_with(process)
 
 
-def flow_grid(process: ReverseProcess, steps: int, narrow: float, wide: float, s_min: float = 1e-3) -> TimeGrid:
+def flow_grid(
+    process: ReverseProcess, steps: int, narrow: float, wide: float, s_min: float = 1e-3, first: float | None = None
+) -> TimeGrid:
     """Steps uniform in log((tau + narrow^2) / (tau + wide^2)), tau = h / alpha^2 from s = horizon to s_min horizon.
 
     Between the standard deviations `narrow` and `wide` the steps are even in log tau, and they are long outside,
-    where the score of data with such widths is nearly linear. The last of the `steps` goes from s_min to 0.
-    Raises: BadInput unless 0 < narrow < wide, steps >= 2 and 0 < s_min < 1.
+    where the score of data with such widths is nearly linear. The last of the `steps` goes from s_min to 0; with
+    s_min = 0 all of them are even, down to the data. With `first` the first step goes to tau = first^2, for a kernel
+    that makes it with noise, and the others are even from there.
+    Raises: BadInput unless 0 < narrow < wide, steps >= 2 (3 with `first`), 0 <= s_min < 1 and first is in between.
     """
     check(0 < narrow < wide, f"narrow = {narrow}, wide = {wide}", "0 < narrow < wide")
-    check(steps >= 2 and 0 < s_min < 1, f"steps = {steps}, s_min = {s_min}", "steps >= 2 and s_min in (0, 1)")
+    check(steps >= (2 if first is None else 3) and 0 <= s_min < 1, f"steps = {steps}, s_min = {s_min}",
+          "steps >= 2 (3 with `first`) and s_min in [0, 1)")  # fmt: skip
     schedule, horizon = process.schedule, process.horizon
     n2, w2 = narrow**2, wide**2
-    first, last = (
-        math.log((tau + n2) / (tau + w2))
-        for tau in (math.exp(-schedule.log_snr(horizon)), math.exp(-schedule.log_snr(s_min * horizon)))
-    )
-    levels = [s_min * horizon]
-    for k in range(steps - 2, 0, -1):
-        ratio = math.exp(first + (last - first) * k / (steps - 1))
-        levels.append(schedule.noise_level_at(-math.log((ratio * w2 - n2) / (1 - ratio))))
-    return TimeGrid.explicit([0.0, *(horizon - s for s in reversed(levels)), horizon])
+    tau_of = lambda s: math.exp(-schedule.log_snr(s)) if s > 0 else 0.0  # noqa: E731
+    start, end = tau_of(horizon), tau_of(s_min * horizon)
+    check(first is None or end < first**2 < start, f"first = {first}", f"in ({end**0.5:.3g}, {start**0.5:.3g})")
+    even = steps - (s_min > 0) - (first is not None)
+    high, low = (math.log((tau + n2) / (tau + w2)) for tau in (start if first is None else first**2, end))
+    ratios = [math.exp(high + (low - high) * k / even) for k in range(1, even)]
+    taus = [*([] if first is None else [first**2]), *((ratio * w2 - n2) / (1 - ratio) for ratio in ratios)]
+    levels = [schedule.noise_level_at(-math.log(tau)) for tau in taus] + [s_min * horizon] * (s_min > 0)
+    return TimeGrid.explicit([0.0, *(horizon - s for s in levels), horizon])

@@ -56,6 +56,15 @@ def _draw(generator: torch.Generator, size: int, event_shape: tuple[int, ...], d
     return torch.empty(size, *event_shape, dtype=dtype).normal_(generator=generator)
 
 
+def _draw_steps(
+    generator: torch.Generator, rows: int, size: int, event_shape: tuple[int, ...], dtype: torch.dtype
+) -> Sequence[Tensor]:
+    """`rows` successive draws as `_draw` lays them out."""
+    if len(event_shape) == 1:
+        return torch.empty(rows, *event_shape, size, dtype=dtype).normal_(generator=generator).mT.unbind()
+    return [_draw(generator, size, event_shape, dtype) for _ in range(rows)]
+
+
 @dataclass
 class Block:
     """The draws of one block of paths: successive calls are independent, and always for the whole block."""
@@ -110,20 +119,22 @@ class Noise:
             yield self.block(stream, index, n, event_shape)
 
     def steps(self, index: int, event_shape: Sequence[int], times: np.ndarray, start: int = 0) -> Iterator[Tensor]:
-        """The normals of block `index` for steps start, start + 1, ...: tensors (block size, *event)."""
-        return self._steps(index, block_size(event_shape), tuple(event_shape), start)
+        """The normals of block `index` for steps start, start + 1, ...: tensors (block size, *event).
 
-    def _steps(self, index: int, size: int, event: tuple[int, ...], start: int) -> Iterator[Tensor]:
-        together = STEPS_PER_CALL if len(event) == 1 and size > 1 else 1
+        Vectors of several steps are drawn in one call: never more than `times` has steps, nor does it change a bit,
+        the blocks being multiples of the 16 numbers that the generator makes at once.
+        """
+        return self._steps(index, block_size(event_shape), tuple(event_shape), len(times) - 1, start)
+
+    def _steps(self, index: int, size: int, event: tuple[int, ...], wanted: int, start: int) -> Iterator[Tensor]:
+        together = STEPS_PER_CALL if len(event) == 1 and size >= 16 else 1
         for chunk in count(start // STEPS_PER_KEY):
             generator = _generator(self.seed, "step", index, chunk)
-            for first in range(chunk * STEPS_PER_KEY, (chunk + 1) * STEPS_PER_KEY, together):
-                if together == 1:
-                    normals: Sequence[Tensor] = [_draw(generator, size, event, self.dtype)]
-                else:
-                    drawn = torch.empty(together, *event, size, dtype=self.dtype).normal_(generator=generator)
-                    normals = drawn.mT.unbind()
-                yield from normals[max(start - first, 0) :]
+            first, end = chunk * STEPS_PER_KEY, (chunk + 1) * STEPS_PER_KEY
+            while first < end:
+                rows = min(together, end - first, max(wanted - first, 1))
+                yield from _draw_steps(generator, rows, size, event, self.dtype)[max(start - first, 0) :]
+                first += rows
 
     def coarsened(self, fine_times: np.ndarray) -> CoarseNoise:
         """The same Brownian path on any coarser grid whose times are a subset of `fine_times`."""
@@ -189,7 +200,7 @@ class PathNoise(Noise):
             yield self.block(stream, index, n, event_shape)
 
     def steps(self, index: int, event_shape: Sequence[int], times: np.ndarray, start: int = 0) -> Iterator[Tensor]:
-        each = [self._steps(path, 1, tuple(event_shape), start) for path in self._paths(index)]
+        each = [self._steps(path, 1, tuple(event_shape), len(times) - 1, start) for path in self._paths(index)]
         for normals in zip(*each, strict=True):
             yield torch.cat(normals)
 

@@ -118,6 +118,10 @@ class Process(ABC):
     def state(self, t: float, x: Tensor, *, jacobian: bool = False) -> State:
         """One call of the model at (t, x (n, *event)); with `jacobian` the graph that `pullback` needs is kept."""
 
+    def silent_state(self, t: float, x: Tensor) -> State:
+        """(t, x) without a call of the model, for steps that read no field: it is empty."""
+        return State(self, t, x, x.new_empty(0))
+
     @abstractmethod
     def initial_law(self, t: float = 0.0) -> Law:
         """p_noise: the law of the start when the grid's first time is t."""

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdecontrol.controls import Control, as_control, check_consistent
-from sdecontrol.errors import BadInput, InfiniteKL, NotFinite, check
+from sdecontrol.errors import BadInput, InfiniteKL, NotDefined, NotFinite, check
 from sdecontrol.kernels import Kernel, Transition
 from sdecontrol.laws import Law
 from sdecontrol.noise import Noise
 from sdecontrol.path import Path, PathWeights, _log_initial, half_square, inner
 from sdecontrol.processes import Process
-from sdecontrol.stepper import ModelStepper, Stepper, stepper_of
+from sdecontrol.stepper import Stepper, stepper_of
 from sdecontrol.time import ResolvedGrid, TimeGrid
 
 Observer = Callable[[int, float, Tensor], Tensor]
+_NOTHING = torch.zeros(1, dtype=torch.float64)  # the log ratio of paths that nothing weighs
 _SMALL_EVENT = 4096  # below it a block of paths is one worker's job and intra-op threads only get in the way
 
 
@@ -62,7 +64,7 @@ def simulate(
     start = _start(process, reference if initial is None else initial, n)
     transitions = prepare(process, kernel, resolved, control)
     dtype = dtype or (start.dtype if isinstance(start, Tensor) else process.dtype)
-    stepper = ModelStepper(process, transitions, control) if grad else stepper_of(process, transitions, control, dtype)
+    stepper = stepper_of(process, transitions, control, dtype, fold=not grad)
     keep_all = keep == "all"
     job = _Job(
         process, control, start, reference, resolved, transitions, stepper, noise, n, keep_all, observe, grad, dtype
@@ -92,9 +94,11 @@ def simulate(
 def prepare(process: Process, kernel: Kernel, grid: ResolvedGrid, control: Any = None) -> list[Transition]:
     """The kernel's transitions on a grid. Raises InfiniteKL when a control would meet a noiseless inner step."""
     times = [float(t) for t in grid.times]
-    transitions = [kernel.transition(process, t, t_next) for t, t_next in zip(times[:-1], times[1:], strict=True)]
+    transitions = kernel.transitions(process, times)
     check_consistent(control, kernel, process)
     if control is not None:
+        if not all(transition.gaussian for transition in transitions):
+            raise NotDefined(f"a control shifts the mean of a Gaussian step, and those of {kernel!r} are not Gaussian")
         for k, transition in enumerate(transitions[:-1]):
             if transition.noiseless:
                 raise InfiniteKL(
@@ -154,6 +158,12 @@ class _Job:
         """Closed forms are computed on whole blocks, so that a path's bits do not depend on the number of paths."""
         return self.process.elementwise and (self.control is None or self.control.elementwise) and not self.grad
 
+    @property
+    def weighted(self) -> bool:
+        """Whether a path can have a log ratio other than 0, by its start or by a control."""
+        same_start = isinstance(self.start, Tensor) or self.start is self.reference
+        return self.control is not None or self.grad or not same_start
+
     def run(self, index: int, out: _Buffers) -> None:
         with torch.set_grad_enabled(self.grad):
             self._run(index, out, checked=not self.whole_blocks)
@@ -166,13 +176,12 @@ class _Job:
         rows = size if self.whole_blocks else count
         x = self._initial(index, size, count)[:rows].to(self.dtype)
         law = self.reference if isinstance(self.start, Tensor) else self.start
-        log_initial = _log_initial(law, self.reference, x)
+        log_initial = _log_initial(law, self.reference, x) if self.weighted else _NOTHING
         martingale, energy = torch.zeros_like(log_initial), torch.zeros_like(log_initial)
         out.begin(index, count, x)
         looked_at = checked or self.keep or self.observe is not None
-        y = x
-        normals = self._normals(index, size)
-        stepper = self.stepper.at_paths(index * size)
+        stepper, normals = self.stepper.at_paths(index * size), self._normals(index, size)
+        y = stepper.start(x)
         for k, xi in zip(range(len(self.transitions)), normals, strict=False):
             xi = (xi if rows == size else xi[:rows]).to(self.dtype)
             y, w = stepper.advance(k, y, xi)
@@ -188,10 +197,13 @@ class _Job:
         out.end(index, count, x, PathWeights(log_initial, martingale, energy))
 
     def _normals(self, index: int, size: int) -> Iterator[Tensor]:
-        """Those of the block's steps; zeros, at no cost, for a chain without noise."""
-        if all(transition.noiseless for transition in self.transitions):
-            return repeat(torch.zeros(1).expand(size, *self.process.event_shape))
-        return self.noise.steps(index, self.process.event_shape, self.grid.times)
+        """Those of the block's steps; zeros, at no cost, after the last step with noise."""
+        drawn = max((k + 1 for k, transition in enumerate(self.transitions) if not transition.noiseless), default=0)
+        silence = repeat(torch.zeros(1).expand(size, *self.process.event_shape))
+        if drawn == 0:
+            return silence
+        steps = self.noise.steps(index, self.process.event_shape, self.grid.times[: drawn + 1])
+        return chain(islice(steps, drawn), silence)
 
     def _initial(self, index: int, size: int, count: int) -> Tensor:
         if isinstance(self.start, Tensor):
@@ -207,7 +219,7 @@ def _diagnose(k: int, transition: Transition, x: Tensor, w: Tensor | None, first
     if w is not None and not torch.isfinite(w).all():
         raise NotFinite("the control", k, transition.t, f"a value that is not finite for {rows_not_finite(w, first)}",
                         "Check the control's formula (or the reward in it) at this time.")  # fmt: skip
-    if not torch.isfinite(x).all():
+    if not _is_finite(x):
         raise NotFinite(
             "the process's drift or score",
             k,
@@ -224,6 +236,18 @@ def rows_not_finite(x: Tensor, first: int = 0) -> str:
     return f"path{'s' if len(bad) > 1 else ''} {shown}{', ...' if len(bad) > 5 else ''}"
 
 
+def _is_finite(x: Tensor) -> bool:
+    """Whether all entries are: by one sum, and one by one only where the sum is not finite itself."""
+    return math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
+
+
+def _empty(shape: tuple[int, ...], vectors: bool, dtype: torch.dtype) -> Tensor:
+    """An array (..., n, *event); vectors lie with the paths contiguous, as they are drawn and stepped."""
+    if not vectors:
+        return torch.empty(shape, dtype=dtype)
+    return torch.empty(*shape[:-2], shape[-1], shape[-2], dtype=dtype).mT
+
+
 class _Buffers:
     """Where blocks write their results: preallocated tensors, or lists of blocks when a graph is kept."""
 
@@ -238,8 +262,8 @@ class _Buffers:
             shapes = {"initial": (n, *event), "terminal": (n, *event)}
             if job.keep:
                 shapes |= {"states": (steps + 1, n, *event), "noises": (steps, n, *event)}
-            self.arrays = {name: torch.empty(shape, dtype=job.dtype) for name, shape in shapes.items()}
-            self.arrays["weights"] = torch.empty(3, n, dtype=torch.float64)
+            self.arrays = {name: _empty(shape, len(event) == 1, job.dtype) for name, shape in shapes.items()}
+            self.arrays["weights"] = torch.empty(3, n, dtype=torch.float64) if job.weighted else _NOTHING.expand(3, n)
 
     def _put(self, name: str, index: int, k: int | None, value: Tensor) -> None:
         if name not in self.arrays:
@@ -279,7 +303,7 @@ class _Buffers:
         for i, part in enumerate((weights.log_initial, weights.martingale, weights.energy)):
             if self.grad:
                 self._put("weights", index, i, part[:count])
-            else:
+            elif self.job.weighted:
                 self.arrays["weights"][i].narrow(0, index * self.size, count).copy_(part[:count])
 
         self.done.append(index)
@@ -298,10 +322,8 @@ class _Buffers:
 
     def finite(self, index: int) -> bool:
         rows = slice(index * self.size, (index + 1) * self.size)
-        return bool(
-            torch.isfinite(self.arrays["terminal"][rows]).all()
-            and torch.isfinite(self.arrays["weights"][:, rows]).all()
-        )
+        parts = [self.arrays["terminal"][rows], *([self.arrays["weights"][:, rows]] if self.job.weighted else [])]
+        return all(_is_finite(part) for part in parts)
 
     def collect(self) -> dict[str, Any]:
         """The fields of a Path: blocks joined along the paths, steps stacked in front."""

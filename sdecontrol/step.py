@@ -81,7 +81,10 @@ def advance(
     x (n, *event), xi standard normals of the same shape. A step without noise is never controlled.
     """
     acts = control is not None and not transition.noiseless
-    state = process.state(transition.t, x, jacobian=acts and control.requires_jacobian)
+    if acts or transition.calls_model:
+        state = process.state(transition.t, x, jacobian=acts and control.requires_jacobian)
+    else:
+        state = process.silent_state(transition.t, x)
     if not acts:
         return transition.finish(process, state, transition.mean(state), xi), None
     step = StepView(process, transition, k, state)

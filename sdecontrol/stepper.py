@@ -1,7 +1,7 @@
 """How `simulate` steps a chain: one model call at a time, or folded into one matrix product when it is affine.
 
-Both have the same two methods, so the loop knows neither. `advance` moves an internal coordinate and `position` says
-where the path is.
+All have the same methods, so the loop knows none of them. `start` makes an internal coordinate of the states,
+`advance` moves it, `position` says where the path is, and `at_paths` is the stepper of one block of paths.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sdecontrol.errors import NoClosedForm
 from sdecontrol.kernels import AffineStep, Transition
+from sdecontrol.kernels_multistep import Memory, MultistepTransition
 from sdecontrol.processes import Process
 from sdecontrol.step import advance
 
@@ -23,12 +24,16 @@ _LARGEST_FOLDED = 16  # dimensions; above, a law's own diagonal or low-rank scor
 class Stepper(Protocol):
     """x -> x+ for a whole block of paths at step k."""
 
-    def advance(self, k: int, y: Tensor, xi: Tensor) -> tuple[Tensor, Tensor | None]:
+    def start(self, x: Tensor) -> Any:
+        """The coordinate of the states (n, *event) at k = 0."""
+        ...
+
+    def advance(self, k: int, y: Any, xi: Tensor) -> tuple[Any, Tensor | None]:
         """(y+, w): the next coordinate and the control's shift of the noise, None where nothing is controlled."""
         ...
 
-    def position(self, k: int, y: Tensor) -> Tensor:
-        """The states (n, *event) at grid time k; at k = 0 they are the coordinate itself."""
+    def position(self, k: int, y: Any) -> Tensor:
+        """The states (n, *event) at grid time k."""
         ...
 
     def at_paths(self, first: int) -> Stepper:
@@ -41,6 +46,9 @@ class ModelStepper:
 
     def __init__(self, process: Process, transitions: Sequence[Transition], control: Any):
         self.process, self.transitions, self.control = process, transitions, control
+
+    def start(self, x: Tensor) -> Tensor:
+        return x
 
     def advance(self, k: int, y: Tensor, xi: Tensor) -> tuple[Tensor, Tensor | None]:
         return advance(self.process, self.transitions[k], k, y, xi, self.control)
@@ -73,6 +81,9 @@ class FoldedStepper:
         self.spread = _add_scaled if scalar else _add_product
         self.noises: Sequence[Any] = amplitudes.tolist() if scalar else noises.to(dtype).unbind()
 
+    def start(self, x: Tensor) -> Tensor:
+        return x
+
     def advance(self, k: int, y: Tensor, xi: Tensor) -> tuple[Tensor, None]:
         y, xi = y.mT, xi.mT
         return self.spread(torch.addmm(y, self.increments[k], y), self.noises[k], xi).mT, None
@@ -92,9 +103,39 @@ def _add_product(y: Tensor, noise: Tensor, xi: Tensor) -> Tensor:
     return y.addmm_(noise, xi)
 
 
-def stepper_of(process: Process, transitions: Sequence[Transition], control: Any, dtype: torch.dtype) -> Stepper:
+class MultistepStepper:
+    """One call of the model a step; the coordinate is the state and what the calls before left behind.
+
+    Only noiseless steps look back, and `prepare` lets no control meet them.
+    """
+
+    def __init__(self, process: Process, transitions: Sequence[Transition]):
+        self.process, self.transitions = process, transitions
+
+    def start(self, x: Tensor) -> tuple[Tensor, Memory]:
+        return x, ()
+
+    def advance(self, k: int, y: tuple[Tensor, Memory], xi: Tensor) -> tuple[tuple[Tensor, Memory], None]:
+        x, memory = y
+        transition = self.transitions[k]
+        if not isinstance(transition, MultistepTransition):
+            return (advance(self.process, transition, k, x, xi, None)[0], ()), None
+        return transition.step(self.process.state(transition.t, x), memory), None
+
+    def position(self, k: int, y: tuple[Tensor, Memory]) -> Tensor:
+        return y[0]
+
+    def at_paths(self, first: int) -> MultistepStepper:
+        return MultistepStepper(self.process.at_paths(first), self.transitions)
+
+
+def stepper_of(
+    process: Process, transitions: Sequence[Transition], control: Any, dtype: torch.dtype, fold: bool = True
+) -> Stepper:
     """Folded where nothing is controlled and the steps are matrices of moderate size, else one model call a step."""
-    if control is None and process.dim <= _LARGEST_FOLDED:
+    if any(isinstance(transition, MultistepTransition) for transition in transitions):
+        return MultistepStepper(process, transitions)
+    if fold and control is None and process.dim <= _LARGEST_FOLDED:
         try:
             return FoldedStepper([transition.affine(process) for transition in transitions], dtype)
         except NoClosedForm:

@@ -19,7 +19,7 @@ LAYERS = [
     ["estimate", "noise", "time"],
     ["schedules", "rewards", "laws"],
     ["models", "processes"],
-    ["kernels", "kernels_flow", "orders"],
+    ["kernels", "kernels_flow", "kernels_mixture", "kernels_multistep", "orders"],
     ["step", "stepper"],
     ["controls"],
     ["path", "girsanov", "simulate", "torchsde_adapter"],

@@ -87,8 +87,9 @@ class Contender:
 
     `evaluations` is the number of calls of the score, 0 where only the run tells (then `counted` does).
     The law: `law` gives its exact mean and standard deviations along the eigenvectors of an affine problem, `probe`
-    lets impulses find them; `push` maps starting states (n, dim) to terminal ones where the sampler draws nothing
-    else, so that its law can be integrated by quasi-Monte Carlo; without any of them it is estimated from samples.
+    lets impulses find them; `push` maps starting states and the normals of `draws` steps (n, (1 + draws) dim) to
+    terminal states where the sampler draws nothing else, so that its law can be integrated by quasi-Monte Carlo;
+    without any of them it is estimated from samples.
     `coupled` runs it on given starts (n, dim) and Brownian increments of FINE equal steps (FINE, n, dim), to be
     compared with a fine solution on the same noise. `threads`: whether the run obeys torch's thread count. `slow`: no
     more samples than the first batches are taken.
@@ -107,6 +108,7 @@ class Contender:
     counted: Callable[[], int] | None = None
     threads: bool = False
     slow: bool = False
+    draws: int = 0
 
     @property
     def key(self) -> str:

@@ -128,6 +128,11 @@ class GaussianMixture(Law):
         self._check_points(x)
         return self._form.log_joint(x.to(torch.float64)).log_softmax(0).mT
 
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """P(component i | x) in the precision of the points: (n, d) -> (k, n)."""
+        self._check_points(x)
+        return self._form.log_joint(x).softmax(0)
+
     def score(self, x: Tensor) -> Tensor:
         self._check_points(x)
         return self._form.score(x)
