@@ -47,8 +47,9 @@ MODULES = (
 )
 for module in MODULES:
     importlib.import_module(f"sdecontrol.claims.entropy.{module}")
-IDS = ("prop-3.3", "eq-3.13", "prop-3.4", "prop-3.5", "prop-3.6", "eq-3.24", "eq-3.27", "eq-3.28", "prop-3.7")
-DYNAMIC = ("prop-3.3", "eq-3.13", "prop-3.5", "prop-3.6", "eq-3.24", "eq-3.27", "eq-3.28")
+IDS = ("prop-3.3", "eq-3.13", "prop-3.4", "prop-3.5", "prop-3.6", "eq-3.24", "eq-3.27", "eq-3.28", "eq-3.29",
+       "prop-3.7")  # fmt: skip
+DYNAMIC = ("prop-3.3", "eq-3.13", "prop-3.5", "prop-3.6", "eq-3.24", "eq-3.27", "eq-3.28", "eq-3.29")
 WITH_RUNNING_REWARD = ("prop-3.3", "eq-3.13", "prop-3.5")  # the others speak of the tilt by r(Y_T) alone
 
 

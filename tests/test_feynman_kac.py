@@ -307,3 +307,35 @@ def test_black_box_rewards_and_networks_by_chains() -> None:
         found = sc.feynman_kac(problem, 0.2, x, 2048, V.QuasiMonteCarlo(), sc.Noise(3), grid=sc.TimeGrid.log_snr(20))
     assert abs(found.value[0] - float(exact.value(0.2, x))) / found.stderr[0] < t.isf(RATE / 2, 15)
     assert found.step_error[0] > 0
+
+
+# ---------------------------------------------------------------------- bad input, and what may not be believed
+
+
+def test_fewer_than_two_effective_samples_are_called_so() -> None:
+    x = torch.zeros(1, 100, dtype=torch.float64)
+    with pytest.warns(V.UnreliableWeights, match="an effective sample size of 1"):
+        found = sc.feynman_kac(P.log_quadratic_hjb(100, 500.0), 0.0, x, 512, V.Plain())
+    assert found.ess.value[0] < 2
+
+
+def test_a_control_that_breaks_names_its_step() -> None:
+    """NaN from the sixth step of the finest of three grids on: 4, 8 and 16 steps."""
+    control = sc.StateControl(lambda t, x: x * (math.nan if t > 0.3 else 1.0))
+    with pytest.raises(sc.NotFinite, match=r"step 5 \(t = 0\.3125\)"):
+        sc.feynman_kac(OU, 0.0, rows(1, 3), 64, V.ImportanceSampling(control), grid=sc.TimeGrid.uniform(4))
+
+
+def test_a_portfolio_does_not_need_gradients_switched_on() -> None:
+    """Laplace's mode is differentiated whatever the caller has switched off."""
+    x = torch.zeros(1, 100, dtype=torch.float64)
+    with torch.no_grad():
+        assert sc.feynman_kac(P.log_quadratic_hjb(100, 50.0), 0.0, x, 4096).methods == ("Laplace",)
+
+
+def test_equal_weights_are_no_tail() -> None:
+    """Two values only: the largest weights are equal, or tie at the threshold of the tail."""
+    for ups in (20, 80, 600):
+        log_w = torch.zeros(1_000, dtype=torch.float64)
+        log_w[:ups] = 1.0
+        assert estimate.pareto_k(log_w) < 0.7

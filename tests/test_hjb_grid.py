@@ -452,6 +452,23 @@ def test_refusals_come_before_work():
         sc.solve_hjb(sc.Problem(silent, sc.Linear([1.0]), 1.0), [(-8.0, 8.0, 64)])
 
 
+def test_a_box_for_wells_is_not_wider_than_their_tails():
+    """Two wells at -1 and 1, a tenth wide: the box ends where the tails do; errors against the spectrum, path law."""
+    problem = sc.problems.double_well(1, 1)
+    (axis,) = axes_for(problem, 192, FiniteDifference())
+    assert -2.4 < axis[0] < -1.6 and 1.6 < axis[-1] < 2.4
+    solution, (gap, size) = sc.solve_hjb(problem, [axis], FiniteDifference()), torch.zeros(2, 2, dtype=torch.float64)
+    path = sc.simulate(problem.process, problem.exact.control, n=500)
+    for k in range(0, len(path.times) - 1, 20):
+        t, x = float(path.times[k]), path.states[k].double()
+        for i, (found, exact) in enumerate([(solution.value(t, x), problem.exact.value(t, x)),
+                                            (solution.control(t, x), problem.exact.control(t, x))]):  # fmt: skip
+            gap[i] += (found - exact).square().sum()
+            size[i] += exact.square().sum()
+    v, u = (gap / size).sqrt().tolist()
+    assert v < 1e-8 and u < 1e-7
+
+
 def test_the_record_thins_itself(monkeypatch):
     """Four rows: what is left is evenly spaced, starts at 0 and ends with the last."""
     monkeypatch.setattr("sdecontrol.value.hjb_marching._FEWEST_KEPT", 4)

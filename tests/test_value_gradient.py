@@ -182,3 +182,57 @@ def test_refusals() -> None:
     stepwise = sc.Problem(RUNNING.process, sc.Linear([1.0, 0, 0]), running_reward=lambda t, y: (y[:, 0] > 0).double())
     with pytest.raises(NotDefined, match="running reward has no gradient"):
         sc.value_gradient(stepwise, 0.4, rows(RUNNING), V.Bismut(), 64, **SHORT)
+
+
+# ---------------------------------------------------------------------- directions, other laws of the normals
+
+
+def test_along_a_direction() -> None:
+    """The derivative along e is e . grad, with an error that knows how the coordinates go together."""
+    e = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    x = rows(QUADRATIC)
+    whole = sc.value_gradient(QUADRATIC, 0.4, x, V.Bismut(), 1024)
+    along = sc.value_gradient(QUADRATIC, 0.4, x, V.Bismut(), 1024, along=e)
+    assert np.allclose(along.value, whole.value @ e.numpy().T, atol=1e-12)
+    again = [sc.value_gradient(QUADRATIC, 0.4, x[:1], V.Bismut(), 256, sc.Noise(k), along=e) for k in range(40)]
+    spread = np.std([found.value[0, 0] for found in again]) / (2 * along.stderr[0, 0])  # a quarter of the samples
+    assert 0.6 < spread < 1.5
+    with pytest.raises(sc.BadInput, match="directions"):
+        sc.value_gradient(QUADRATIC, 0.4, x, along=torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [V.Pathwise(V.Adapted()), V.Pathwise(V.Laplace()), V.LikelihoodRatio(V.Adapted())],
+    ids=lambda rule: type(rule).__name__ + type(rule.proposal).__name__,
+)
+@pytest.mark.parametrize("problem", [QUADRATIC, BLACK_BOX, MIXTURE], ids=["quadratic", "black box", "mixture"])
+def test_under_a_proposal(problem: sc.Problem, rule) -> None:
+    assert np.abs(scores(problem, rule, 2**12)).max() < BOUND
+
+
+def test_a_proposal_where_weights_collapse() -> None:
+    """100 dimensions at strength 50: a gradient to a few per cent, without a warning, where plain weights warn."""
+    problem, x = P.log_quadratic_hjb(100, 50.0), torch.full((1, 100), 0.2, dtype=torch.float64)
+    found = sc.value_gradient(problem, 0.0, x, V.Pathwise(V.Laplace()), 2**13)
+    exact = problem.exact.control(0.0, x).numpy() * problem.temperature / problem.process.amplitude(0.0)
+    z = (found.value - exact) / found.stderr
+    assert np.linalg.norm(found.value - exact) < 0.05 * np.linalg.norm(exact)
+    low, high = chi2.ppf([RATE, 1 - RATE], 100) / 100
+    assert low < (z**2).mean() < high
+
+
+def test_a_forgotten_ratio_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = V.Adapted.draws
+    monkeypatch.setattr(V.Adapted, "draws", lambda *a: ((z, 0 * ratio) for z, ratio in right(*a)))
+    assert np.abs(scores(QUADRATIC, V.Pathwise(V.Adapted()), 2**12)).max() > 6
+
+
+def test_gradients_need_none_switched_on() -> None:
+    with torch.no_grad():
+        assert np.abs(scores(LINEAR, V.Bismut())).max() < BOUND
+
+
+def test_a_proposal_needs_a_known_law() -> None:
+    with pytest.raises(sc.BadInput, match="proposal"):
+        sc.value_gradient(WELLS, 0.4, rows(WELLS), V.LikelihoodRatio(V.Adapted()), 64, **SHORT)

@@ -142,29 +142,29 @@ def _static(answers: Any) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------- the control
 
 
-@mutant("control x 0.9", "prop-3.3 eq-3.13 prop-3.5 prop-3.6 eq-3.27 prop-3.7")
+@mutant("control x 0.9", "prop-3.3 eq-3.13 prop-3.5 prop-3.6 eq-3.27 eq-3.29 prop-3.7")
 def _scaled(problem: Problem, e: Any) -> dict[str, Any]:
     return {"control": 0.9 * e.control}
 
 
-@mutant("sign of the control", "prop-3.3 eq-3.13 prop-3.5 prop-3.6 eq-3.27 prop-3.7")
+@mutant("sign of the control", "prop-3.3 eq-3.13 prop-3.5 prop-3.6 eq-3.27 eq-3.29 prop-3.7")
 def _negated(problem: Problem, e: Any) -> dict[str, Any]:
     return {"control": -e.control}
 
 
-@mutant("g^2 for g in the control", "prop-3.3 eq-3.13 prop-3.5 prop-3.6 eq-3.27 prop-3.7")
+@mutant("g^2 for g in the control", "prop-3.3 eq-3.13 prop-3.5 prop-3.6 eq-3.27 eq-3.29 prop-3.7")
 def _squared_amplitude(problem: Problem, e: Any) -> dict[str, Any]:
     amplitude = problem.process.amplitude
     return {"control": StateControl(lambda t, x: amplitude(t) * e.control(t, x))}
 
 
-@mutant("temperature forgotten in the control", "prop-3.3 eq-3.13 prop-3.5 prop-3.6 eq-3.27 prop-3.7")
+@mutant("temperature forgotten in the control", "prop-3.3 eq-3.13 prop-3.5 prop-3.6 eq-3.27 eq-3.29 prop-3.7")
 def _no_temperature(problem: Problem, e: Any) -> dict[str, Any]:
     _needs(abs(problem.temperature - 1) > 0.05)
     return {"control": problem.temperature * e.control}
 
 
-@mutant("control in reversed time", "prop-3.5 prop-3.6 eq-3.27")
+@mutant("control in reversed time", "prop-3.5 prop-3.6 eq-3.27 eq-3.29")
 def _reversed_control(problem: Problem, e: Any) -> dict[str, Any]:
     return {"control": StateControl(lambda t, x: e.control(problem.process.horizon - t, x))}
 
@@ -176,12 +176,12 @@ def _value(of: Callable[[float, Tensor], Tensor]) -> dict[str, Any]:
     return {"value": of}
 
 
-@mutant("value x 0.9", "eq-3.13 prop-3.4 prop-3.5 prop-3.6 eq-3.24")
+@mutant("value x 0.9", "eq-3.13 prop-3.4 prop-3.5 prop-3.6 eq-3.24 eq-3.29")
 def _scaled_value(problem: Problem, e: Any) -> dict[str, Any]:
     return _value(lambda t, x: 0.9 * e.value(t, x))
 
 
-@mutant("value in reversed time", "prop-3.4 prop-3.5 eq-3.24")
+@mutant("value in reversed time", "prop-3.4 prop-3.5 eq-3.24 eq-3.29")
 def _reversed_value(problem: Problem, e: Any) -> dict[str, Any]:
     return _value(lambda t, x: e.value(problem.process.horizon - t, x))
 

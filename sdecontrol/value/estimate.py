@@ -16,10 +16,14 @@ from sdecontrol.estimate import Estimate
 
 _ROUNDING = 1e-14  # of a log mean, relative
 RELIABLE = 0.7  # largest Pareto k at which a mean of weights and its error can be trusted
+FEWEST = 2.0  # effective samples under which nothing is known
 
 
 class UnreliableWeights(UserWarning):
-    """The largest weights have a Pareto tail with k above 0.7: the mean and its standard error are both too small."""
+    """The largest weights have a Pareto tail with k above 0.7, or fewer than two samples are effective.
+
+    The mean and its standard error are then both too small.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +80,16 @@ class LogMean:
         )  # fmt: skip
 
 
-def warn_of(pareto_k: Tensor, advice: str) -> None:
-    """Warn when the largest tail index of the rows (rows,) is above 0.7."""
-    worst = float(pareto_k.max())
-    if worst > RELIABLE:
-        warnings.warn(
-            f"saw weights with Pareto k = {worst:.2f} in row {int(pareto_k.argmax())}; wanted at most {RELIABLE}: the "
-            f"error bar cannot be trusted. {advice}",
-            UnreliableWeights,
-            stacklevel=3,
-        )
+def warn_of(pareto_k: Tensor, ess: Tensor, advice: str) -> None:
+    """Warn when a tail index of the rows (rows,) is above 0.7, or an effective sample size below 2."""
+    heaviest, fewest = int(pareto_k.argmax()), int(ess.argmin())
+    if float(ess[fewest]) < FEWEST:
+        seen = f"an effective sample size of {float(ess[fewest]):.2f} in row {fewest}; wanted at least {FEWEST:g}"
+    elif float(pareto_k[heaviest]) > RELIABLE:
+        seen = f"weights with Pareto k = {float(pareto_k[heaviest]):.2f} in row {heaviest}; wanted at most {RELIABLE}"
+    else:
+        return
+    warnings.warn(f"saw {seen}: the error bar cannot be trusted. {advice}", UnreliableWeights, stacklevel=3)
 
 
 def exact_log_mean(log_h: Tensor) -> LogMean:
@@ -140,9 +144,11 @@ def pareto_k(log_w: Tensor) -> float:
     largest = torch.topk(log_w, size + 1).values.numpy()
     w = np.exp(largest - largest[0])
     excess = np.sort(w[:-1] - w[-1])
-    if excess[-1] <= 1e-12:
+    excess = excess[excess > 1e-12]  # equal weights are not a tail
+    if len(excess) < 5:
         return -math.inf
-    k = _generalised_pareto(np.maximum(excess, 1e-300))
+    size = len(excess)
+    k = _generalised_pareto(excess)
     return (size * k + 5) / (size + 10)
 
 
@@ -153,6 +159,7 @@ def _generalised_pareto(y: np.ndarray) -> float:
     b = b / (3 * y[int(len(y) / 4 + 0.5) - 1]) + 1 / y[-1]
     k = np.log1p(-b[:, None] * y).mean(1)
     fit = len(y) * (np.log(-b / k) - k - 1)
-    weight = 1 / np.exp(fit - fit[:, None]).sum(1)
+    with np.errstate(over="ignore"):  # the weight of a poor fit is zero
+        weight = 1 / np.exp(fit - fit[:, None]).sum(1)
     b_mean = float((b * weight).sum() / weight.sum())
     return float(np.log1p(-b_mean * y).mean())

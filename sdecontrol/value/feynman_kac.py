@@ -54,7 +54,7 @@ def feynman_kac(
         parts.append(_at(Task(problem, time, x[rows], grid, kernel), n, method, noise))
         order += rows
     found = LogMean.join(parts, order)
-    warn_of(found.pareto_k, "Take Portfolio(), Laplace(), Adapted() or ImportanceSampling(control).")
+    warn_of(found.pareto_k, found.ess, "Take Portfolio(), Laplace(), Adapted() or ImportanceSampling(control).")
     return found.value(problem.temperature)
 
 

@@ -30,13 +30,15 @@ def value_gradient(
     n: int = 2**13,
     noise: Noise | None = None,
     *,
+    along: Tensor | None = None,
     grid: TimeGrid | None = None,
     kernel: Kernel | None = None,
 ) -> Estimate:
     """grad v(t, x) at rows (t, x): an Estimate of shape (rows, d), errors coordinate by coordinate.
 
-    u* = amplitude(t) grad v / temperature is the best control there. method: `Bismut()` by default. Chains as in
-    `feynman_kac`, extrapolated to steps of length zero; stderr holds the sampling and the step error.
+    u* = amplitude(t) grad v / temperature is the best control there. method: `Bismut()` by default. along (k, d): the
+    derivatives along these vectors instead, (rows, k), each with its own error. Chains as in `feynman_kac`,
+    extrapolated to steps of length zero; stderr holds the sampling and the step error.
     Raises: BadInput for shapes, and for t = T where the reward itself has to be differentiated; what a method raises.
     Warns: UnreliableWeights when the weights' tail makes the error bars meaningless.
     Source: Tang 2403.06279, (3.27)-(3.30); the weights of chains: derived, see each method.
@@ -48,15 +50,27 @@ def value_gradient(
     method, noise = method or Bismut(), noise or Noise(0)
     check(isinstance(method, GradientMethod), f"a method of type {type(method).__name__}",
           "Pathwise(), Bismut(), LikelihoodRatio() or Swap()")  # fmt: skip
-    values, errors, tails = [], [], []
+    turn = _directions(along, problem.process.dim)
+    values, errors, tails, effective = [], [], [], []
     for time, row in zip(times.tolist(), x):
         found = method.gradient(Task(problem, time, row[None], grid, kernel), n, noise)
-        gradient, left, influence = extrapolated(found.levels, found.influence, found.order)
+        gradient, left, influence = extrapolated(found.levels @ turn, found.influence @ turn, found.order)
         rounding = _ROUNDING * float(gradient.abs().max())
         values.append(gradient)
         errors.append(torch.hypot(influence.std(0) / math.sqrt(n), left + rounding))
         tails.append(found.pareto_k)
-    warn_of(torch.tensor(tails), "Raise the temperature, start closer to the end, or take problem.exact or a grid.")
+        effective.append(found.ess)
+    advice = "Raise the temperature, start closer to the end, or take problem.exact or a grid."
+    warn_of(torch.tensor(tails), torch.tensor(effective), advice)
     scale = problem.temperature
     route = f"{method!r}, self-normalised"
     return Estimate((scale * torch.stack(values)).numpy(), (scale * torch.stack(errors)).numpy(), n, route)
+
+
+def _directions(along: Tensor | None, d: int) -> Tensor:
+    """The vectors of `along` as columns (d, k); the coordinates when there are none."""
+    if along is None:
+        return torch.eye(d, dtype=torch.float64)
+    vectors = torch.as_tensor(along, dtype=torch.float64)
+    check(vectors.ndim == 2 and vectors.shape[1] == d, f"directions of shape {tuple(vectors.shape)}", f"(k, {d})")
+    return vectors.mT

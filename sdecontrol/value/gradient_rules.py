@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from sdecontrol.noise import Noise
 from sdecontrol.path import Path, inner
 from sdecontrol.time import TimeGrid
 from sdecontrol.value.gradient_terms import Gradient, GradientMethod, Terms
+from sdecontrol.value.importance import Proposal
 from sdecontrol.value.integrand import Integrand, Task, TerminalIntegrand
 from sdecontrol.value.paths import PathIntegrand
 from sdecontrol.value.smoothness import check_smooth
@@ -22,9 +23,18 @@ from sdecontrol.value.smoothness import check_smooth
 _EXACT_STEPS, _EXACT_DIM = 16, 64  # of a chain without step error, whose matrices are dense
 
 
-def _pieces(integrand: Integrand, n: int, noise: Noise, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """(copies of the start, normals) in pieces."""
-    return [(x.expand(len(z), -1).contiguous(), z) for z in integrand.draws(noise, "gradient", n)]
+def _pieces(
+    integrand: Integrand, n: int, noise: Noise, x: Tensor, proposal: Proposal | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(copies of the start, normals, log p/q of the normals) in pieces."""
+    if proposal is None:
+        drawn: Iterable[tuple[Tensor, Tensor]] = (
+            (z, torch.zeros(len(z), dtype=z.dtype)) for z in integrand.draws(noise, "gradient", n)
+        )
+    else:
+        drawn = proposal.draws(integrand, n, noise)
+    for z, log_ratio in drawn:
+        yield x.expand(len(z), -1).contiguous(), z, log_ratio
 
 
 @dataclass(frozen=True)
@@ -33,19 +43,22 @@ class Pathwise(GradientMethod):
     first variation dZ = grad b Z dt, Z_t = I, by one backward sweep.
 
     The smallest variance where r is smooth; blind to jumps, hence refused (NotDefined) for a reward that has any.
-    Source: Tang 2403.06279, (3.30) and below.
+    proposal: `Laplace()` or `Adapted()` draws the normals, for weights that collapse under their own law.
+    Source: Tang 2403.06279, (3.30) and below; with a proposal: derived.
     """
+
+    proposal: Proposal | None = None
 
     def terms(self, task: Task, n: int, noise: Noise) -> Terms:
         integrand = task.integrand
         check_smooth(task, noise)
         growth, slope = [], []
-        for x, z in _pieces(integrand, n, noise, task.x):
+        for x, z, log_ratio in _pieces(integrand, n, noise, task.x, self.proposal):
             x.requires_grad_()
             with torch.enable_grad():
                 f = integrand.pairs(x, z)
                 parts = [torch.autograd.grad(f[:, level].sum(), x, retain_graph=True)[0] for level in range(f.shape[1])]
-            growth.append(f.detach())
+            growth.append(f.detach() + log_ratio[:, None])
             slope.append(torch.stack(parts, 1))
         p = torch.cat(slope)
         return Terms(torch.cat(growth), torch.zeros_like(p), p, integrand.order)
@@ -93,7 +106,7 @@ def _swept(task: Task, n: int, noise: Noise, shares: Callable[[Path], Tensor]) -
     """Scores and slopes of the chain's levels by one backward sweep each."""
     chain, levels = _exact_chain(task)
     kinds: tuple[list[Tensor], ...] = ([], [], [])
-    for x, z in _pieces(chain, n, noise, task.x):
+    for x, z, _ in _pieces(chain, n, noise, task.x):
         normals = chain.normals(z)
         found = [_sweep(chain, x, normals[level], level, shares) for level in levels]
         for kind, part in zip(kinds, zip(*found)):
@@ -116,6 +129,7 @@ def _exact_chain(task: Task) -> tuple[PathIntegrand, list[int]]:
     return task.chain, [0, 1, 2]
 
 
+@torch.enable_grad()
 def _sweep(
     chain: PathIntegrand, x: Tensor, xi: Tensor, level: int, shares: Callable[[Path], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,23 +162,27 @@ class LikelihoodRatio(GradientMethod):
 
     Where the law of Y_T given Y_t is a known Gaussian mixture its score is exact, and the variance is the smallest of
     all weights that depend on Y_T only. Elsewhere (and with a running reward) the score is that of the chain's first
-    step, whose variance grows like 1/dt: then prefer `Bismut`.
+    step, whose variance grows like 1/dt: then prefer `Bismut`. proposal: as in `Pathwise`, for known laws only.
     Source: Tang 2403.06279, (3.27), as the score-function rule (derived).
     """
+
+    proposal: Proposal | None = None
 
     def terms(self, task: Task, n: int, noise: Noise) -> Terms:
         integrand = task.integrand
         if not isinstance(integrand, TerminalIntegrand):
+            check(self.proposal is None, "a proposal where the law of Y_T is not known", "none", "Take Pathwise().")
             return _swept(task, n, noise, _first_step)
-        growth, score = [], []
-        for x, z in _pieces(integrand, n, noise, task.x):
+        growth, scores = [], []
+        for x, z, log_ratio in _pieces(integrand, n, noise, task.x, self.proposal):
             f, s = _transition_score(integrand, x, z)
-            growth.append(f)
-            score.append(s)
-        s = torch.cat(score)
-        # with several components e^F s is not a product of F with one mean-zero score: s comes with the share in F
-        return Terms(torch.cat(growth), torch.zeros_like(s), s, 1) if integrand.several else Terms(
-            torch.cat(growth), s, torch.zeros_like(s), 1)  # fmt: skip
+            growth.append(f + log_ratio[:, None])
+            scores.append(s)
+        s = torch.cat(scores)
+        # with several components, or another law, e^F s is not the product of F with one score of mean zero
+        lone = not integrand.several and self.proposal is None
+        score, slope = (s, torch.zeros_like(s)) if lone else (torch.zeros_like(s), s)
+        return Terms(torch.cat(growth), score, slope, 1)
 
 
 def _first_step(path: Path) -> Tensor:
@@ -184,8 +202,8 @@ def _transition_score(integrand: TerminalIntegrand, x: Tensor, z: Tensor) -> tup
         weight = torch.softmax(parts, 1)
         steered = (weight * shares).sum(1)
         centres = integrand.law.centres(x)
-        for i, root in enumerate(integrand.law.roots):
-            pulled = torch.linalg.pinv(root).mT @ z.mT
+        for i, inverse in enumerate(integrand.law.inverses):
+            pulled = inverse.mT @ z.mT
             steered = steered + weight[:, i] * (centres[:, i] * pulled.mT).sum(1)
         if not steered.requires_grad:
             return torch.logsumexp(parts, 1, keepdim=True), torch.zeros_like(x)[:, None]
@@ -210,4 +228,4 @@ class Swap(GradientMethod):
 
     def gradient(self, task: Task, n: int, noise: Noise) -> Gradient:
         terms = self.terms(task, n, noise)
-        return Gradient(*terms.linear(), terms.order, -math.inf)
+        return Gradient(*terms.linear(), terms.order, -math.inf, math.inf)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdecontrol.noise import Noise
-from sdecontrol.value.estimate import pareto_k
+from sdecontrol.value.estimate import effective, pareto_k
 from sdecontrol.value.integrand import Task
 
 
@@ -54,14 +54,19 @@ class GradientMethod(ABC):
     def gradient(self, task: Task, n: int, noise: Noise) -> Gradient:
         """grad log h with what its error is made of."""
         terms = self.terms(task, n, noise)
-        return Gradient(*terms.tilted(), terms.order, pareto_k(terms.growth[:, 0]))
+        ess = float(effective(terms.growth[:, :1]))
+        return Gradient(*terms.tilted(), terms.order, pareto_k(terms.growth[:, 0]), ess)
 
 
 @dataclass(frozen=True, eq=False)
 class Gradient:
-    """A gradient (levels, d) of one row, its influence (n, levels, d), the order of the step error, the weights' k."""
+    """A gradient (levels, d) of one row, its influence (n, levels, d), the order of the step error.
+
+    pareto_k, ess: tail index and effective number of the weights on the finest level.
+    """
 
     levels: Tensor
     influence: Tensor
     order: int
     pareto_k: float
+    ess: float

@@ -21,7 +21,10 @@ LARGEST_DIMENSION = 3
 LARGEST_OUTSIDE = 1e-3  # share of the tilted law that may lie outside the box
 _REACH = 8  # an end node continues the parabola through itself and two nodes 1/8 and 1/4 of the axis away
 _PILOT_PATHS = 4096
-_BOX_STDS = 5.0  # half width of a box around simulated states, in standard deviations
+_TAILS = (1 / 32, 1 / 512)  # shares of the simulated states from whose quantiles a tail is continued
+_REACHES = {1: 4.0, 2: 3.0, 3: 2.0}  # times their distance: 7, 6 and 5 standard deviations of a Gaussian, by dimension
+_BOX_STDS = 5.0  # half width where too few weighted states are effective for quantiles
+_EFFECTIVE = 1024
 _DEPTH = 36.0  # a box around a density holds every point above e^-36 of its largest value
 _SURVEY_POINTS = {1: 4097, 2: 257, 3: 65}  # an axis, when a density is surveyed
 
@@ -190,15 +193,32 @@ class Pilot:
         return float(self.weights[left].sum())
 
     def box(self) -> tuple[Array, Array]:
-        """Five standard deviations around the mean, with and without weights, over all times."""
-        edges = []
-        for w in (self.weights, torch.full_like(self.weights, 1 / len(self.weights))):
-            mean = torch.einsum("n,mnd->md", w, self.states)
-            std = torch.einsum("n,mnd->md", w, (self.states - mean[:, None]).square()).sqrt()
-            edges.append((mean - _BOX_STDS * std, mean + _BOX_STDS * std))
+        """Where the tails of the states end, with and without weights, over all times."""
+        plain = torch.full_like(self.weights, 1 / len(self.weights))
+        edges = [self._tails(plain), self._tails(self.weights)]
+        if 1 / float(self.weights.square().sum()) < _EFFECTIVE:
+            edges.append(self._deviations(self.weights))
         low = torch.stack([e[0] for e in edges]).amin((0, 1))
         high = torch.stack([e[1] for e in edges]).amax((0, 1))
         return low.numpy(), high.numpy()
+
+    def _tails(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Each tail's quantiles of shares 1/32 and 1/512, continued: (m, d) twice. Two wells need no more than one."""
+        x, order = self.states.sort(1)
+        mass = w[order].cumsum(1)
+        reach = _REACHES[x.shape[-1]]
+
+        def quantile(share: float) -> Tensor:
+            return x.gather(1, (mass < share).sum(1, keepdim=True).clamp(max=x.shape[1] - 1))[:, 0]
+
+        (inner, outer), (upper, top) = map(quantile, _TAILS), (quantile(1 - share) for share in _TAILS)
+        return outer - reach * (inner - outer), top + reach * (top - upper)
+
+    def _deviations(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Five standard deviations around the mean: (m, d) twice."""
+        mean = torch.einsum("n,mnd->md", w, self.states)
+        std = torch.einsum("n,mnd->md", w, (self.states - mean[:, None]).square()).sqrt()
+        return mean - _BOX_STDS * std, mean + _BOX_STDS * std
 
 
 def check_held(outside: float) -> None:

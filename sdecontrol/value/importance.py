@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,18 +54,25 @@ class ImportanceSampling(Method):
         return of_weights(torch.stack(levels, 1), order, self.name)
 
 
-class _ByRow(Method):
-    """A method with its own proposal for every row."""
+class Proposal(Method):
+    """Another law q of the normals, with its own fit for every row: h = E_q[e^F p/q]."""
 
     def run(self, task: Task, n: int, noise: Noise) -> LogMean:
         return LogMean.join([self._run_row(one, n, noise) for one in task.each()])
 
     def _run_row(self, task: Task, n: int, noise: Noise) -> LogMean:
-        raise NotImplementedError
+        integrand = task.integrand
+        drawn = self.draws(integrand, n, noise)
+        found = [integrand.log_weight(z) + log_ratio[:, None, None] for z, log_ratio in drawn]
+        return of_weights(torch.cat(found), integrand.order, self.name)
+
+    @abstractmethod
+    def draws(self, integrand: Integrand, n: int, noise: Noise) -> Iterator[tuple[Tensor, Tensor]]:
+        """n draws z (m, dim) of q and log p/q (m,), in pieces, for an integrand of one row: unbiased for every fit."""
 
 
 @dataclass(frozen=True)
-class Laplace(_ByRow):
+class Laplace(Proposal):
     """Student-t importance sampling at the mode of F(z) - |z|^2/2, scale = inverse Hessian there, `dof` degrees.
 
     On the leading normals; the others keep their law, and are zero where the mode is sought (on the coarsest grid). Its
@@ -75,14 +84,12 @@ class Laplace(_ByRow):
 
     dof: int = 1
 
-    def _run_row(self, task: Task, n: int, noise: Noise) -> LogMean:
-        integrand = task.integrand
+    def draws(self, integrand: Integrand, n: int, noise: Noise) -> Iterator[tuple[Tensor, Tensor]]:
         mode, precision = self._mode(integrand, noise)
         factor = torch.linalg.cholesky(precision)  # precision = L L'
         q = len(mode)
         log_det = 2 * float(factor.diagonal().log().sum())
         constant = math.lgamma((self.dof + q) / 2) - math.lgamma(self.dof / 2) - q / 2 * math.log(self.dof * math.pi)
-        found = []
         for draws in normals(noise, "laplace", n, integrand.dim + self.dof, integrand.chunk):
             e, rest, g = draws[:, :q], draws[:, q : integrand.dim], draws[:, integrand.dim :]
             radius = (self.dof / g.square().sum(1)).sqrt()
@@ -91,9 +98,9 @@ class Laplace(_ByRow):
             square = (e * radius[:, None]).square().sum(1)
             log_q = constant + log_det / 2 - (self.dof + q) / 2 * torch.log1p(square / self.dof)
             log_p = -z.square().sum(1) / 2 - q / 2 * LOG_2PI
-            found.append(integrand.log_weight(torch.cat([z, rest], 1)) + (log_p - log_q)[:, None, None])
-        return of_weights(torch.cat(found), integrand.order, self.name)
+            yield torch.cat([z, rest], 1), log_p - log_q
 
+    @torch.enable_grad()
     def _mode(self, integrand: Integrand, noise: Noise) -> tuple[Tensor, Tensor]:
         """The mode (q,) of F - |z|^2/2 from the best of 256 prior draws, and minus the Hessian there (q, q)."""
         q, rest = integrand.leading, integrand.dim - integrand.leading
@@ -126,7 +133,7 @@ class Laplace(_ByRow):
 
 
 @dataclass(frozen=True)
-class Adapted(_ByRow):
+class Adapted(Proposal):
     """A diagonal Gaussian fitted to e^F p by the cross-entropy method, with a share `defensive` of the prior.
 
     Each round draws from the current Gaussian q and moves it to the mean and variance under (e^F p/q)^gamma, gamma <= 1
@@ -141,20 +148,16 @@ class Adapted(_ByRow):
     def __post_init__(self) -> None:
         check(0 < self.defensive < 1, f"defensive = {self.defensive}", "a share in (0, 1)")
 
-    def _run_row(self, task: Task, n: int, noise: Noise) -> LogMean:
-        integrand = task.integrand
+    def draws(self, integrand: Integrand, n: int, noise: Noise) -> Iterator[tuple[Tensor, Tensor]]:
         size = min(max(n // 16, 64 * integrand.leading, 1024), 2**14)
         mean, std = self._fit(integrand, size, noise)
-        found = []
-        blocks = normals(noise, "adapted", n, integrand.dim + 1, integrand.chunk)
-        for draws in blocks:
+        for draws in normals(noise, "adapted", n, integrand.dim + 1, integrand.chunk):
             z, rest = draws[:, : integrand.leading], draws[:, integrand.leading : -1]
             prior = torch.special.ndtr(draws[:, -1:]) < self.defensive
             z = torch.where(prior, z, mean + std * z)
             log_p, log_q = _log_normal(z, torch.zeros_like(mean), torch.ones_like(std)), _log_normal(z, mean, std)
             log_mixed = torch.logaddexp(log_p + math.log(self.defensive), log_q + math.log1p(-self.defensive))
-            found.append(integrand.log_weight(torch.cat([z, rest], 1)) + (log_p - log_mixed)[:, None, None])
-        return of_weights(torch.cat(found), integrand.order, self.name)
+            yield torch.cat([z, rest], 1), log_p - log_mixed
 
     def _fit(self, integrand: Integrand, size: int, noise: Noise) -> tuple[Tensor, Tensor]:
         q = integrand.leading

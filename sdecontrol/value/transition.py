@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -78,6 +79,11 @@ class Gaussians:
     log_shares: Callable[[Tensor], Tensor]
     centres: Callable[[Tensor], Tensor]
     roots: Tensor
+
+    @cached_property
+    def inverses(self) -> Tensor:
+        """Pseudo-inverses of the roots: (k, q, D)."""
+        return torch.linalg.pinv(self.roots)
 
 
 def _ordered_root(covariance: Tensor) -> Tensor:

@@ -209,7 +209,14 @@ def control_by_posterior_draws(case: Case) -> None:
 
 
 def _posterior_draws(case: Case) -> tuple[float, Array, Array]:
-    """A time, one latent point (1, d) there, and draws of Y_T given it, where e^{2 r/temperature} has a mean.
+    """A mild point, and draws of Y_T given it."""
+    bench, rng = Workbench.of(case), case.rng
+    t, z = mild_point(case)
+    return t, z, bench.latent.clean(t).draw(z, bench.draws, rng)
+
+
+def mild_point(case: Case) -> tuple[float, Array]:
+    """A time and one latent point (1, d) there, where e^{2 r/temperature} has a mean given Y_t.
 
     The earliest of a few times at which the weights spread mildly enough: the posterior narrows towards the data.
     """
@@ -221,7 +228,7 @@ def _posterior_draws(case: Case) -> tuple[float, Array, Array]:
         square = clean.log_growth(latent.rho.times(2.0), z) - 2 * clean.log_growth(latent.rho, z)  # or NotApplicable
         spread = float(np.exp(square[0]))
         if spread <= WIDEST:
-            return t, z, clean.draw(z, bench.draws, rng)
+            return t, z
     raise NotApplicable(f"e^(r/temperature) spreads too widely for a plain mean: E w^2 = {spread:.3g}")
 
 
