@@ -335,6 +335,7 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_iteration() -> None:
 
 def test_wrong_arguments_are_refused_before_work() -> None:
     p, family = problem(), ft.AffineFamily(2)
+    other = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
     refused: list[tuple[dict[str, Any], str]] = [
         (dict(control=sc.AffineControl(torch.eye(2)), loss=ft.LogVariance()), "a torch module that is an sc.Control"),
         (dict(control=torch.nn.Linear(2, 2), loss=ft.LogVariance()), "a torch module that is an sc.Control"),
@@ -342,7 +343,7 @@ def test_wrong_arguments_are_refused_before_work() -> None:
         (dict(control=family, loss=ft.LogVariance(), n=1), "two paths"),
         (dict(control=family, loss=ft.LogVariance(), steps=0), "positive integer"),
         (dict(control=family, loss=ft.ValueRegression()), "value family"),
-        (dict(control=family, loss=ft.LogVariance(), optimiser=torch.optim.SGD([family.gains], 0.1)), "offsets"),
+        (dict(control=family, loss=ft.LogVariance(), optimiser=other), "theta"),
     ]
     for arguments, message in refused:
         with pytest.raises(sc.BadInput, match=message):
