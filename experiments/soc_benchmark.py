@@ -37,8 +37,8 @@ from sdecontrol.finetune.batch import returns
 from sdecontrol.finetune.fit import batch_of
 
 NAME = "soc_benchmark"
-SCORES = 10  # along a fit, the last one included
-SCORED_PATHS = 2048
+SCORES = 8  # along a fit, the last one included
+SCORED_PATHS = 1024
 QUIET = ("relative-entropy, sticking", "adjoint-matching, sticking")  # their noise vanishes at the optimum
 SHARE = 0.2  # of a problem's budget, for the other losses
 
@@ -69,8 +69,8 @@ class Setting:
 def ornstein_uhlenbeck(problem: sc.Problem) -> Setting:
     d, grid, features = problem.process.dim, sc.TimeGrid.uniform(50), ft.Polynomials(5)
     entries = {
-        "affine": Entry(lambda: ft.AffineFamily(d, features), 2e-5, 40.0),
-        "mlp": Entry(lambda: ft.MLPFamily(d, 64, 2), 1e-3, 60.0),
+        "affine": Entry(lambda: ft.AffineFamily(d, features), 2e-5, 25.0),
+        "mlp": Entry(lambda: ft.MLPFamily(d, 64, 2), 1e-3, 50.0),
     }
     reference = problem.discretise(grid=grid).exact.control
     return Setting(problem, grid, reference, "best mean shift of the chain, closed", None, entries,
@@ -95,7 +95,7 @@ def mixture(dim: int, target: float, seconds: float, steps: int = 40) -> Setting
 
 def double_well() -> Setting:
     problem, features = sc.problems.double_well(), ft.Decays(8)  # the wells forget fast: u* acts late
-    entries = {"coordinate": Entry(lambda: ft.CoordinateFamily(10, features, 7), 1e-2, 100.0)}
+    entries = {"coordinate": Entry(lambda: ft.CoordinateFamily(10, features, 7), 1e-2, 60.0)}
     return Setting(problem, sc.TimeGrid.uniform(200), problem.exact.control, "u* of the continuous problem", None,
                    entries, lambda: ft.NetworkValue(10, 64, 2, features))  # fmt: skip
 
@@ -104,8 +104,8 @@ SETTINGS: dict[str, Callable[[], Setting]] = {
     "linear-ou": lambda: ornstein_uhlenbeck(sc.problems.linear_ou()),
     "quadratic-ou-easy": lambda: ornstein_uhlenbeck(sc.problems.quadratic_ou("easy")),
     "quadratic-ou-hard": lambda: ornstein_uhlenbeck(sc.problems.quadratic_ou("hard")),
-    "mixture-2d": lambda: mixture(2, 2e-3, 150.0),
-    "mixture-16d": lambda: mixture(16, 5e-2, 60.0),
+    "mixture-2d": lambda: mixture(2, 2e-3, 40.0),
+    "mixture-16d": lambda: mixture(16, 5e-2, 50.0),
     "double-well": double_well,
 }
 FAMILIES = {name: ("affine", "mlp") if "ou" in name else ("denoiser",) for name in SETTINGS}

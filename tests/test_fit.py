@@ -39,6 +39,7 @@ def parameters(module: torch.nn.Module) -> Tensor:
 LOSSES = {
     "relative entropy": lambda: ft.RelativeEntropy(),
     "adjoint matching": lambda: ft.AdjointMatching(),
+    "adjoint matching, sticking": lambda: ft.AdjointMatching(sticking=True),
     "soc matching": lambda: ft.SOCMatching(ft.Reparametrisation(2, 8)),
     "trajectory balance": lambda: ft.TrajectoryBalance(),
     "cross entropy": lambda: ft.CrossEntropy(),
@@ -87,7 +88,7 @@ def test_families_work_wherever_a_control_does() -> None:
     p = sc.Problem(sc.ReverseProcess(sc.VP(0.1, 6.0), law, "marginal"), sc.Linear([0.5, 0.4]), 1.0)
     hinted = ft.MLPFamily(2, 16, 1, ft.Decays(4), hint=torch.sin)
     based = ft.Added(sc.AffineControl(0.1 * torch.eye(2)), ft.MLPFamily(2, 16, 1))
-    families = [ft.AffineFamily(2), ft.DiagonalFamily(2), hinted, ft.DenoiserFamily(2, 16, 1),
+    families = [ft.AffineFamily(2), ft.DiagonalFamily(2), ft.CoordinateFamily(2), ft.PulledFeatures(2, 10), hinted, ft.DenoiserFamily(2, 16, 1),
                 ft.PulledFamily(2, 16, 1), ft.QuadraticValue(2), ft.NetworkValue(2, 16, 1), based]  # fmt: skip
     grid = sc.TimeGrid.log_snr(12)
     for family in families:
@@ -172,13 +173,16 @@ def run_to_the_end(name: str, folder: Path | None = None, steps: int = STEPS) ->
     return control, record, loss
 
 
-@pytest.mark.parametrize("name", ["trajectory balance"])
-def test_a_killed_run_resumes_with_the_same_bits(name: str, tmp_path: Path) -> None:
-    """SIGKILL at two random moments, then to the end: weights, the loss's own and the record are those of one run."""
+FIVE = [pytest.param(name, 5, marks=pytest.mark.slow) for name in LOSSES]
+
+
+@pytest.mark.parametrize(("name", "kills"), [("trajectory balance", 1), *FIVE])
+def test_a_killed_run_resumes_with_the_same_bits(name: str, kills: int, tmp_path: Path) -> None:
+    """SIGKILL at random moments, then to the end: weights, the loss's own and the record are those of one run."""
     code = SCRIPT.format(tests=str(ROOT / "tests"), name=name, folder=str(tmp_path), steps=STEPS)
     moments = random.Random(5)
-    for _ in range(2):
-        wanted = iterations(tmp_path) + moments.randrange(5, 20)
+    for _ in range(kills):
+        wanted = iterations(tmp_path) + moments.randrange(4, 12)
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
