@@ -1,7 +1,7 @@
 """Mean and noise of every loss's gradient at the optimum of quadratic OU hard, before any tuning.
 
-The family is affine with features orthonormal along the optimal paths, so that a parameter's square is control energy
-and every loss has a Hessian near the identity. At the projection of the chain's best mean shift the mean gradient should
+The family is affine with features orthonormal along the optimal paths: a parameter's square is control energy and
+every loss has a Hessian near the identity. At the projection of the chain's best mean shift the mean gradient should
 be zero up to the projection's own error and, for weights normalised over a batch, O(1/n). With noise v = n tr Cov(g),
 N paths in all leave a relative error of v / (N E int |u*|^2), which gives the paths that 2e-5 takes at best.
 

@@ -1,7 +1,7 @@
 """Reward against path KL: controls learned at several temperatures beside the exact front of their chain.
 
-The front is the curve of (path KL, mean reward) of the chain's best mean shift as the temperature runs; no control of the
-same chain lies above it. Both are exact moments of affine chains. Learned controls are points with standard errors.
+The front is the curve of (path KL, mean reward) of the chain's best mean shift as the temperature runs; no control of
+the same chain lies above it. Both are exact moments of affine chains. Learned controls are points with standard errors.
 
     python -m experiments.pareto_front
 """

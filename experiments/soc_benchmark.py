@@ -11,6 +11,7 @@ lie below the target. A row that fails says why.
 
     python -m experiments.soc_benchmark --problem linear-ou --loss adjoint-matching    # some rows
     python -m experiments.soc_benchmark --seconds 20                                   # another budget
+    python -m experiments.soc_benchmark --table                                        # what is stored, as markdown
 
 Rows that are done with the same budget are kept, so the same command goes on where it was stopped.
 """
@@ -246,11 +247,29 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--family", action="append")
     parser.add_argument("--loss", action="append", choices=LOSSES)
     parser.add_argument("--seconds", type=float, help="processor time a row; default the problem's own budget")
+    parser.add_argument("--table", action="store_true", help="print the stored rows and run nothing")
     return parser.parse_args()
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as markdown; a pair that is not listed was not run."""
+    lines = [
+        "| problem | family | loss | error | target | processor s (wall s) | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        error = f"{r['error']:.1e} ± {r['stderr']:.0e}" if "error" in r else "-"
+        spent = f"{r['cpu']:.0f} ({r['wall']:.0f})" if "cpu" in r else "-"
+        cells = (r["problem"], r["family"], r["loss"], error, f"{r['target']:.0e}", spent, r["failure"] or "reached")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     options, console = arguments(), Console()
+    if options.table:
+        print(table(stored()["rows"]))
+        return
     torch.set_num_threads(1)
     for names in wanted(options):
         done = {(r["problem"], r["family"], r["loss"]): r["budget"] for r in stored()["rows"]}

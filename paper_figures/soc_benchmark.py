@@ -1,4 +1,4 @@
-"""Learned controls: the error of every loss against processor time, and reward against path KL beside the exact front."""
+"""Learned controls: the error of every loss against processor time; reward against path KL beside the exact front."""
 
 from __future__ import annotations
 

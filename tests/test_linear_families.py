@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_losses import on_grid, quadratic, reverse
 from torch import Tensor
 
 import sdecontrol as sc
@@ -13,7 +14,6 @@ import sdecontrol.finetune as ft
 from experiments.chain_optimum import GridControl, best_mean_shift
 from sdecontrol.finetune.matching import noise_feedback, step_pullback
 from sdecontrol.laws import Law
-from test_losses import on_grid, quadratic, reverse
 
 FAMILIES = {
     "affine": (quadratic, lambda: ft.AffineFamily(2, ft.Polynomials(3))),
@@ -104,7 +104,7 @@ def test_trajectory_balance_starts_at_the_mean_certificate() -> None:
     assert loss.log_z.item() == held  # later batches move it by the optimiser alone
 
 
-# ------------------------------------------------------------------------------------ best mean shifts without closed form
+# -------------------------------------------------------------------------------- best mean shifts without closed form
 
 
 def gaussian(law: Law) -> sc.Problem:
