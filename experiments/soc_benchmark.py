@@ -1,43 +1,57 @@
-"""Every loss on every reference problem: how near the learned control comes to the optimum, against wall time.
+"""Every loss on every reference problem: how near the learned control comes to the optimum, against time.
 
-The error is E sum dt |u - u_ref|^2 / E sum dt |u_ref|^2 along the reference's paths, with u_ref the best mean shift
-of the chain itself where that is closed (quadratic and linear Ornstein-Uhlenbeck) and u* of the continuous problem
-where it is not (mixtures, double well; the chain's own error is then part of the number). A fit is scored a dozen times
-on its way and the clock stops while it is scored. A row that fails says why: not defined there, not finite, or the
-target missed, with the fraction of effective samples at the end.
+The error is E sum dt |u - u_ref|^2 / E sum dt |u_ref|^2 along the reference's paths. u_ref is the best mean shift of
+the chain itself, closed for quadratic and linear Ornstein-Uhlenbeck and by dynamic programming on a grid for mixtures
+(`chain_optimum`); for the double well it is u* of the continuous problem, so the chain's own error is part of the
+number. The distance of u* to u_ref is stated beside each problem.
 
-    python -m experiments.soc_benchmark                          # all rows, about three hours and a half on two cores
-    python -m experiments.soc_benchmark --problem linear-ou      # some of them
-    python -m experiments.soc_benchmark --seconds 20 --loss log-variance
+A row is one fit on one thread. Its budget is in seconds of processor time, since machines are shared; wall seconds are
+noted too. A fit is scored a dozen times on its way, off the clock, and stops when two standard errors above its error
+lie below the target. A row that fails says why.
 
-Rows that are done with the same settings are kept, so the same command goes on where it was stopped.
+    python -m experiments.soc_benchmark --problem linear-ou --loss adjoint-matching    # some rows
+    python -m experiments.soc_benchmark --seconds 20                                   # another budget
+    python -m experiments.soc_benchmark --table                                        # what is stored, as markdown
+
+Rows that are done with the same budget are kept, so the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
 import sdecontrol as sc
 import sdecontrol.finetune as ft
-from experiments.record import RESULTS, record, results
+from experiments.chain_optimum import GridControl, best_mean_shift
+from experiments.record import RESULTS, record
 from sdecontrol.finetune.batch import returns
 from sdecontrol.finetune.fit import batch_of
 
 NAME = "soc_benchmark"
-SECONDS = 300.0
-SCORES = 12  # along a fit, the last one included
-SCORED_PATHS = 2048
+SCORES = 8  # along a fit, the last one included
+SCORED_PATHS = 1024
+QUIET = ("relative-entropy, sticking", "adjoint-matching, sticking")  # their noise vanishes at the optimum
+SHARE = 0.2  # of a problem's budget, for the other losses
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A family to learn, what it has to reach and how long it may take."""
+
+    make: Callable[[], ft.Family]
+    target: float
+    seconds: float  # of processor time
+    ridge: float = 1e-3  # of a linear family's orthonormal features
 
 
 @dataclass(frozen=True)
@@ -47,111 +61,125 @@ class Setting:
     problem: sc.Problem
     grid: sc.TimeGrid
     reference: Any
+    route: str
     initial: Any
-    families: dict[str, Callable[[], ft.Family]]
+    entries: dict[str, Entry]
     values: Callable[[], ft.ValueFamily]
-    targets: dict[str, float]
 
 
 def ornstein_uhlenbeck(problem: sc.Problem) -> Setting:
-    d, grid = problem.process.dim, sc.TimeGrid.uniform(50)
-    features = ft.Polynomials(5)
-    families: dict[str, Callable[[], ft.Family]] = {
-        "affine": lambda: ft.AffineFamily(d, features),
-        "diagonal": lambda: ft.DiagonalFamily(d, features),
-        "mlp": lambda: ft.MLPFamily(d, 64, 2),
+    d, grid, features = problem.process.dim, sc.TimeGrid.uniform(50), ft.Polynomials(5)
+    entries = {
+        "affine": Entry(lambda: ft.AffineFamily(d, features), 2e-5, 25.0),
+        "mlp": Entry(lambda: ft.MLPFamily(d, 64, 2), 1e-3, 50.0),
     }
-    targets = {"affine": 2e-5, "diagonal": 2e-5, "mlp": 1e-3}
     reference = problem.discretise(grid=grid).exact.control
-    return Setting(problem, grid, reference, None, families, lambda: ft.QuadraticValue(d, features), targets)
+    return Setting(problem, grid, reference, "best mean shift of the chain, closed", None, entries,
+                   lambda: ft.QuadraticValue(d, features))  # fmt: skip
 
 
-def mixture(dim: int, steps: int, target: float) -> Setting:
-    """The control matters in the middle of the way: a grid that is dense near the data alone would be far from u*."""
-    problem, grid = sc.problems.gaussian_mixture(dim), sc.TimeGrid.geometric(steps, s_min=0.1)
-    exact = problem.exact
-    families: dict[str, Callable[[], ft.Family]] = {
-        "pulled": lambda: ft.PulledFamily(dim, 64, 2),
-        "denoiser": lambda: ft.DenoiserFamily(dim, 64, 2),
-    }
-    return Setting(problem, grid, exact.control, exact.initial, families, lambda: ft.NetworkValue(dim, 64, 2),
-                   {"pulled": target, "denoiser": target})  # fmt: skip
+@cache
+def mixture_corrections(steps: int) -> Any:
+    """Of the plane's chain; more dimensions add coordinates that the reward does not see."""
+    return best_mean_shift(sc.problems.gaussian_mixture(2), sc.TimeGrid.log_snr(steps, s_min=0.03))
+
+
+def mixture(dim: int, target: float, seconds: float, steps: int = 40) -> Setting:
+    problem, grid = sc.problems.gaussian_mixture(dim), sc.TimeGrid.log_snr(steps, s_min=0.03)
+    best = GridControl(problem, mixture_corrections(steps))
+    entries = {"denoiser": Entry(lambda: ft.DenoiserFamily(dim, 64, 2), target, seconds)}
+    if dim == 2:
+        entries = {"pulled-features": Entry(lambda: ft.PulledFeatures(2), target, seconds, ridge=1e-6)}
+    return Setting(problem, grid, best, "best mean shift of the chain, dynamic programming", problem.exact.initial,
+                   entries, lambda: ft.NetworkValue(dim, 64, 2))  # fmt: skip
 
 
 def double_well() -> Setting:
-    problem, grid = sc.problems.double_well(), sc.TimeGrid.uniform(200)
-    pulls, features = torch.tensor([3.0] * 3 + [1.0] * 7), ft.Decays(10)  # the wells forget fast: u* acts late
-
-    def slope(x: torch.Tensor) -> torch.Tensor:
-        """The gradient of the reward."""
-        return -4 * pulls.to(x) * x * (x.square() - 1)
-
-    families: dict[str, Callable[[], ft.Family]] = {"mlp": lambda: ft.MLPFamily(10, 64, 3, features, hint=slope)}
-    return Setting(problem, grid, problem.exact.control, None, families, lambda: ft.NetworkValue(10, 64, 3, features),
-                   {"mlp": 1e-2})  # fmt: skip
+    problem, features = sc.problems.double_well(), ft.Decays(8)  # the wells forget fast: u* acts late
+    entries = {"coordinate": Entry(lambda: ft.CoordinateFamily(10, features, 7), 1e-2, 60.0)}
+    return Setting(problem, sc.TimeGrid.uniform(200), problem.exact.control, "u* of the continuous problem", None,
+                   entries, lambda: ft.NetworkValue(10, 64, 2, features))  # fmt: skip
 
 
 SETTINGS: dict[str, Callable[[], Setting]] = {
     "linear-ou": lambda: ornstein_uhlenbeck(sc.problems.linear_ou()),
     "quadratic-ou-easy": lambda: ornstein_uhlenbeck(sc.problems.quadratic_ou("easy")),
     "quadratic-ou-hard": lambda: ornstein_uhlenbeck(sc.problems.quadratic_ou("hard")),
-    "mixture-2d": lambda: mixture(2, 160, 2e-3),
-    "mixture-16d": lambda: mixture(16, 80, 5e-2),
+    "mixture-2d": lambda: mixture(2, 2e-3, 40.0),
+    "mixture-16d": lambda: mixture(16, 5e-2, 50.0),
     "double-well": double_well,
 }
+FAMILIES = {name: ("affine", "mlp") if "ou" in name else ("denoiser",) for name in SETTINGS}
+FAMILIES |= {"mixture-2d": ("pulled-features",), "double-well": ("coordinate",)}
 
-# loss -> (how it is made for a family, paths an iteration)
-LOSSES: dict[str, tuple[Callable[[ft.Family, int], ft.Loss], int]] = {
-    "relative-entropy, sticking": (lambda family, d: ft.RelativeEntropy(), 128),
-    "relative-entropy": (lambda family, d: ft.RelativeEntropy(sticking=False), 128),
-    "adjoint-matching": (lambda family, d: ft.AdjointMatching(), 256),
-    "soc-matching": (lambda family, d: ft.SOCMatching(ft.Reparametrisation(d, dtype=family.dtype)), 256),
-    "log-variance": (lambda family, d: ft.LogVariance(), 256),
-    "trajectory-balance": (lambda family, d: ft.TrajectoryBalance(), 256),
-    "cross-entropy": (lambda family, d: ft.CrossEntropy(), 1024),
-    "value-regression": (lambda family, d: ft.ValueRegression(), 512),
+
+@dataclass(frozen=True)
+class Recipe:
+    """A loss, its paths an iteration, and the rate of SGD on a linear family with orthonormal features."""
+
+    make: Callable[[ft.Family, int], ft.Loss]
+    n: int = 256
+    rate: float = 0.5
+
+
+LOSSES: dict[str, Recipe] = {
+    "relative-entropy, sticking": Recipe(lambda family, d: ft.RelativeEntropy()),
+    "relative-entropy": Recipe(lambda family, d: ft.RelativeEntropy(sticking=False), rate=0.1),
+    "adjoint-matching, sticking": Recipe(lambda family, d: ft.AdjointMatching(sticking=True)),
+    "adjoint-matching": Recipe(lambda family, d: ft.AdjointMatching()),
+    "soc-matching": Recipe(lambda family, d: ft.SOCMatching(ft.Reparametrisation(d, dtype=family.dtype)), rate=0.1),
+    "log-variance": Recipe(lambda family, d: ft.LogVariance(), 1024, 0.1),
+    "trajectory-balance": Recipe(lambda family, d: ft.TrajectoryBalance(), 1024, 0.1),
+    "cross-entropy": Recipe(lambda family, d: ft.CrossEntropy(), 1024, 0.1),
+    "value-regression": Recipe(lambda family, d: ft.ValueRegression(), 512),
 }
-RATES = {"affine": 0.1, "diagonal": 0.1, "value": 0.05}  # Adam's; networks below
-NETWORK_RATE = 5e-3
+NETWORK_RATE, VALUE_RATE = 5e-3, 5e-2  # of Adam
 CLIP = 1.0  # of the gradients of networks: adjoints have heavy tails between modes
-TWINS = ("diagonal", "pulled")  # their value family is the one of another row
 
 
-def decay(seconds: float, spent: float) -> float:
-    """Cosine in the time that is spent, so that every loss has the same budget."""
-    return ft.cosine(min(spent / seconds, 1.0))
+def optimiser_of(family: ft.Family, loss: ft.Loss, recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD where the Hessian is near the identity, else Adam; Adam too for a loss that learns a network of its own."""
+    if isinstance(family, ft.LinearFamily) and not isinstance(loss, ft.SOCMatching):
+        return torch.optim.SGD([*family.parameters(), *loss.parameters()], lr=recipe.rate)
+    linear = isinstance(family, ft.LinearFamily | ft.QuadraticValue)
+    return ft.adam(family, loss, VALUE_RATE if linear else NETWORK_RATE)
 
 
-def learn(setting: Setting, family: ft.Family, loss: ft.Loss, n: int, rate: float, seconds: float) -> dict[str, Any]:
-    """Fit for `seconds` of training, scored on the way."""
+def learn(setting: Setting, entry: Entry, recipe: Recipe, values: bool, seconds: float) -> dict[str, Any]:
+    """Fit for at most `seconds` of processor time, scored on the way."""
     problem = setting.problem
+    family = setting.values() if values else entry.make()
+    loss = recipe.make(family, problem.process.dim)
     loss.check(problem, family)
-    optimiser = ft.adam(family, loss, rate)
+    begin, begin_wall = time.process_time(), time.monotonic()
+    if isinstance(family, ft.LinearFamily):
+        family.orthonormalise(problem, grid=setting.grid, ridge=entry.ridge)
+    optimiser = optimiser_of(family, loss, recipe)
     rates = [group["lr"] for group in optimiser.param_groups]
-    batch = ft.Batch(n, sc.Noise(0), setting.grid, problem.process.default_kernel, setting.initial, family.dtype)
-    marks, spent, i = list(np.linspace(0, seconds, SCORES + 1)[1:]), 0.0, 0
-    curve = []
-    while marks:
-        begin = time.monotonic()
+    batch = ft.Batch(recipe.n, sc.Noise(0), setting.grid, problem.process.default_kernel, setting.initial, family.dtype)
+    spent, wall = time.process_time() - begin, time.monotonic() - begin_wall
+    curve: list[dict[str, Any]] = []
+    i = 0
+    while len(curve) < SCORES:
+        begin, begin_wall = time.process_time(), time.monotonic()
         for group, base in zip(optimiser.param_groups, rates):
-            group["lr"] = base * decay(seconds, spent)
+            group["lr"] = base * ft.cosine(min(spent / seconds, 1.0))
         optimiser.zero_grad(set_to_none=True)
         value = loss(problem, family, batch_of(batch, i))
         value.backward()
-        torch.nn.utils.clip_grad_norm_(family.parameters(), CLIP if rate == NETWORK_RATE else math.inf)
+        torch.nn.utils.clip_grad_norm_(family.parameters(), CLIP if family.dtype == torch.float32 else math.inf)
         optimiser.step()
-        i, spent = i + 1, spent + time.monotonic() - begin
-        if spent >= marks[0] or not np.isfinite(value.item()):
-            marks = [mark for mark in marks if mark > spent]
-            curve.append({"seconds": spent, "iterations": i, "loss": value.item(), "error": score(setting, family)})
-    return {"curve": curve, "iterations": i, "error": curve[-1]["error"], "ess": effective(setting, family, batch)}
-
-
-def score(setting: Setting, control: Any) -> dict[str, Any]:
-    found = ft.control_error(
-        setting.problem, control, setting.reference, setting.initial, grid=setting.grid, n=SCORED_PATHS
-    )
-    return found.to_dict()
+        i, spent, wall = i + 1, spent + time.process_time() - begin, wall + time.monotonic() - begin_wall
+        if spent >= seconds * (len(curve) + 1) / SCORES:
+            found = ft.control_error(
+                problem, family, setting.reference, setting.initial, grid=setting.grid, n=SCORED_PATHS
+            )
+            curve.append({"cpu": spent, "wall": wall, "iterations": i, "error": found.value, "stderr": found.stderr})
+            if found.value + 2 * found.stderr <= entry.target:
+                break
+    last = {**curve[-1], "value": curve[-1]["error"]}
+    return {"curve": curve, **{k: last[k] for k in ("cpu", "wall", "iterations", "error", "stderr")},
+            "ess": effective(setting, family, batch)}  # fmt: skip
 
 
 def effective(setting: Setting, control: Any, batch: ft.Batch) -> float:
@@ -162,32 +190,55 @@ def effective(setting: Setting, control: Any, batch: ft.Batch) -> float:
     return sc.effective_sample_size(weights) / batch.n
 
 
-def row(setting: Setting, family_name: str, loss_name: str, seconds: float) -> dict[str, Any]:
-    make, n = LOSSES[loss_name]
-    learns_value = loss_name == "value-regression"
-    family = setting.values() if learns_value else setting.families[family_name]()
-    rate = RATES.get("value" if learns_value and family_name in RATES else family_name, NETWORK_RATE)
-    target = setting.targets[family_name]
+def row(problem: str, family: str, loss: str, seconds: float | None) -> dict[str, Any]:
+    """One fit and its verdict."""
+    setting, recipe = SETTINGS[problem](), LOSSES[loss]
+    entry = setting.entries[family]
+    budget = seconds or entry.seconds * (1.0 if loss in QUIET else SHARE)
+    named = {"problem": problem, "family": family, "loss": loss, "budget": budget, "target": entry.target}
     try:
-        found = learn(setting, family, make(family, setting.problem.process.dim), n, rate, seconds)
+        found = learn(setting, entry, recipe, loss == "value-regression", budget)
     except sc.SDEControlError as error:
-        return {"failure": f"{type(error).__name__}: {error}", "reached": False, "target": target}
-    error = found["error"]["value"]
-    reached = error <= target
-    reason = None if reached else f"error {error:.2e} above {target:.0e} after {found['iterations']} iterations; "
-    if reason is not None:
-        reason += f"{found['ess']:.1%} effective samples"
-    return {**found, "n": n, "rate": rate, "target": target, "reached": reached, "failure": reason}
+        return {**named, "reached": False, "failure": f"{type(error).__name__}: {error}"}
+    reached = found["error"] <= entry.target
+    reason = (
+        None if reached else f"{found['iterations']} iterations in the budget, {found['ess']:.0%} effective samples"
+    )
+    return {**named, **found, "n": recipe.n, "reached": reached, "failure": reason}
+
+
+def reference_of(name: str) -> dict[str, Any]:
+    """What the rows of a problem are scored against, and how far u* is from it."""
+    setting = SETTINGS[name]()
+    away = ft.control_error(setting.problem, setting.problem.exact.control, setting.reference, setting.initial,
+                            grid=setting.grid, n=8192)  # fmt: skip
+    return {"route": setting.route, "steps": setting.grid.steps, "distance_of_u_star": away.to_dict()}
+
+
+def stored() -> dict[str, Any]:
+    file = RESULTS / f"{NAME}.json"
+    return json.loads(file.read_text()) if file.exists() else {"references": {}, "rows": []}
+
+
+def keep(found: dict[str, Any]) -> None:
+    """Add a row to what the file holds now; another piece of the run may have added its own."""
+    key = lambda r: (r["problem"], r["family"], r["loss"])  # noqa: E731
+    held = stored()
+    if found["problem"] not in held["references"]:
+        held["references"][found["problem"]] = reference_of(found["problem"])
+    rows = [r for r in held["rows"] if key(r) != key(found)]
+    record(NAME, {"references": held["references"], "rows": sorted([*rows, found], key=key)})
 
 
 def wanted(options: argparse.Namespace) -> list[tuple[str, str, str]]:
-    """(problem, family, loss) of the rows asked for."""
-    rows = []
-    for name in options.problem or SETTINGS:
-        for family in SETTINGS[name]().families:
-            losses = options.loss or LOSSES
-            rows += [(name, family, loss) for loss in losses if loss != "value-regression" or family not in TWINS]
-    return [r for r in rows if options.family is None or r[1] in options.family]
+    """(problem, family, loss) of the rows asked for; a network on an affine problem for the quiet losses only."""
+    return [
+        (problem, family, loss)
+        for problem in options.problem or SETTINGS
+        for family in options.family or FAMILIES[problem]
+        for loss in options.loss or LOSSES
+        if family in FAMILIES[problem] and (family != "mlp" or loss in QUIET)
+    ]
 
 
 def arguments() -> argparse.Namespace:
@@ -195,35 +246,39 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--problem", action="append", choices=SETTINGS)
     parser.add_argument("--family", action="append")
     parser.add_argument("--loss", action="append", choices=LOSSES)
-    parser.add_argument("--workers", type=int, default=2, help="rows at once, one thread each")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="training time a row")
+    parser.add_argument("--seconds", type=float, help="processor time a row; default the problem's own budget")
+    parser.add_argument("--table", action="store_true", help="print the stored rows and run nothing")
     return parser.parse_args()
 
 
-def work(task: tuple[str, str, str, float]) -> dict[str, Any]:
-    """One row in a worker: one thread each, so that rows do not disturb one another."""
-    torch.set_num_threads(1)
-    x = torch.nn.Parameter(torch.zeros(1))
-    x.grad = torch.zeros(1)
-    torch.optim.Adam([x]).step()  # loads parts of torch, which is no part of any row
-    name, family, loss, seconds = task
-    return {"problem": name, "family": family, "loss": loss, "budget": seconds,
-            **row(SETTINGS[name](), family, loss, seconds)}  # fmt: skip
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as markdown; a pair that is not listed was not run."""
+    lines = [
+        "| problem | family | loss | error | target | processor s (wall s) | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        error = f"{r['error']:.1e} ± {r['stderr']:.0e}" if "error" in r else "-"
+        spent = f"{r['cpu']:.0f} ({r['wall']:.0f})" if "cpu" in r else "-"
+        cells = (r["problem"], r["family"], r["loss"], error, f"{r['target']:.0e}", spent, r["failure"] or "reached")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     options, console = arguments(), Console()
-    done = results(NAME)["rows"] if (RESULTS / f"{NAME}.json").exists() else []
-    table = {(r["problem"], r["family"], r["loss"], r["budget"]): r for r in done}
-    tasks = [task for task in ((*names, options.seconds) for names in wanted(options)) if task not in table]
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(work, task): task for task in tasks}
-        for finished in as_completed(running):
-            found = table[running[finished]] = finished.result()
-            error = found.get("error", {}).get("value", float("nan"))
-            line = f"{found['problem']:18} {found['family']:9} {found['loss']:27} {error:.2e}"
-            console.print(f"{line}  {found['failure'] or 'reached'}", soft_wrap=True)
-            record(NAME, {"workers": options.workers, "rows": list(table.values())})
+    if options.table:
+        print(table(stored()["rows"]))
+        return
+    torch.set_num_threads(1)
+    for names in wanted(options):
+        done = {(r["problem"], r["family"], r["loss"]): r["budget"] for r in stored()["rows"]}
+        if names in done and options.seconds in (None, done[names]):
+            continue
+        found = row(*names, options.seconds)
+        keep(found)
+        verdict = found["failure"] or f"reached in {found['cpu']:.0f} s of processor time"
+        console.print(f"{' '.join(names)}: {found.get('error', math.nan):.2e}  {verdict}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from sdecontrol.finetune.denoising import DenoiserNetwork, ScoreMatching, fit_sc
 from sdecontrol.finetune.divergence import CrossEntropy, LogVariance, TrajectoryBalance
 from sdecontrol.finetune.families import (
     Added,
-    AffineFamily,
     DenoiserFamily,
     DiagonalFamily,
     Family,
@@ -17,6 +16,7 @@ from sdecontrol.finetune.families import (
 from sdecontrol.finetune.features import Cosines, Decays, GridTimes, Polynomials, TimeFeatures
 from sdecontrol.finetune.fit import adam, constant, cosine, fit
 from sdecontrol.finetune.initial_law import AffineStart, InitialEntropy, fit_initial
+from sdecontrol.finetune.linear import AffineFamily, CoordinateFamily, LinearFamily, PulledFeatures
 from sdecontrol.finetune.matching import AdjointMatching
 from sdecontrol.finetune.pathwise import RelativeEntropy, TorchsdeAdjoint
 from sdecontrol.finetune.regression import ValueRegression
@@ -30,6 +30,7 @@ __all__ = [
     "AffineFamily",
     "AffineStart",
     "Batch",
+    "CoordinateFamily",
     "Cosines",
     "CrossEntropy",
     "Decays",
@@ -41,12 +42,14 @@ __all__ = [
     "Frozen",
     "GridTimes",
     "InitialEntropy",
+    "LinearFamily",
     "LogVariance",
     "Loss",
     "MLPFamily",
     "NetworkValue",
     "Polynomials",
     "PulledFamily",
+    "PulledFeatures",
     "QuadraticValue",
     "RelativeEntropy",
     "Reparametrisation",

@@ -46,17 +46,21 @@ class LogVariance(CertificateLoss):
 class TrajectoryBalance(CertificateLoss):
     """E_v (R_u - c)^2 / 2 with log Z = c learned: trajectory balance, also called the moment loss.
 
-    Its minimum over c is the log-variance; a learned c is a baseline that remembers earlier batches. c starts at 0.
+    Its minimum over c is the log-variance; a learned c is a baseline that remembers earlier batches. c starts
+    at the mean of R over the first batch.
     Source: derived (the second moment of the certificate R).
     """
 
     def __init__(self, behaviour: Any = None):
         super().__init__(behaviour)
-        self.log_z = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.log_z = nn.Parameter(torch.tensor(torch.nan, dtype=torch.float64))
 
     def forward(self, problem: Problem, control: Any, batch: Batch) -> Tensor:
         path = self._paths(problem, control, batch)
-        return (returns(problem, path) - batch.replay(path, control) - self.log_z).square().mean() / 2
+        residual = returns(problem, path) - batch.replay(path, control)
+        if self.log_z.isnan():
+            self.log_z.data.copy_(residual.detach().mean())
+        return (residual - self.log_z).square().mean() / 2
 
 
 class CrossEntropy(CertificateLoss):

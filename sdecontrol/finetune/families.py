@@ -42,31 +42,6 @@ class StateFamily(Family):
         return self.at(step.t, step.x)
 
 
-class AffineFamily(StateFamily):
-    """u(t, x) = sum_j phi_j(t) (G_j x + b_j), with phi the features of time; (m, d, d) and (m, d) parameters.
-
-    It has `affine_at`, so the exact moments, path KL and gap of a learned control are closed on affine chains.
-    """
-
-    def __init__(self, dim: int, features: TimeFeatures | None = None, dtype: torch.dtype = torch.float64):
-        super().__init__()
-        self.features = features or Polynomials()
-        self.gains = nn.Parameter(torch.zeros(self.features.count, dim, dim, dtype=dtype))
-        self.offsets = nn.Parameter(torch.zeros(self.features.count, dim, dtype=dtype))
-
-    def _coefficients(self, t: float) -> tuple[Tensor, Tensor]:
-        phi = self.features(t, self.dtype)
-        return torch.tensordot(phi, self.gains, 1), phi @ self.offsets
-
-    def at(self, t: float, x: Tensor) -> Tensor:
-        gain, offset = self._coefficients(t)
-        return torch.addmm(offset[:, None], gain, x.to(gain).mT).mT.to(x)
-
-    def affine_at(self, t: float) -> tuple[Tensor, Tensor]:
-        gain, offset = self._coefficients(t)
-        return gain.detach().double(), offset.detach().double()
-
-
 class DiagonalFamily(StateFamily):
     """u(t, x) = sum_j phi_j(t) (g_j * x + b_j) coordinate by coordinate: (m, d) gains and offsets.
 
@@ -146,6 +121,16 @@ class MLPFamily(StateFamily):
         return self.network(inputs.to(self.dtype), self.features(t, self.dtype)).to(x)
 
 
+def denoiser_inputs(step: StepView) -> tuple[Tensor, float]:
+    """(x / sqrt(alpha^2 + h), x0_hat) of a reverse diffusion, (n, 2 d), and logistic(log SNR / 4)."""
+    schedule = getattr(step.process, "schedule", None)
+    if schedule is None:
+        raise NotDefined(f"a family on x0_hat for {step.process!r}, which has no schedule; use MLPFamily on (t, x)")
+    s = step.process.noise_level(step.t)
+    size = math.sqrt(schedule.alpha(s) ** 2 + schedule.h(s))
+    return torch.cat([step.x / size, step.x0_hat], 1), 1 / (1 + math.exp(-schedule.log_snr(s) / 4))
+
+
 class DenoiserFamily(Family):
     """sqrt(dt) u = std network(x, x0_hat; log SNR) for reverse diffusions: the network learns grad v / temperature.
 
@@ -163,14 +148,9 @@ class DenoiserFamily(Family):
         self.network = ResidualNetwork(2 * dim, features, dim, width, blocks, seed).to(dtype)
 
     def shift(self, step: StepView) -> Tensor:
-        schedule = getattr(step.process, "schedule", None)
-        if schedule is None:
-            raise NotDefined(f"{type(self).__name__} needs a schedule (a ReverseProcess); use MLPFamily on (t, x)")
-        s = step.process.noise_level(step.t)
-        size = math.sqrt(schedule.alpha(s) ** 2 + schedule.h(s))
-        level = 1 / (1 + math.exp(-schedule.log_snr(s) / 4))
-        inputs = torch.cat([step.x / size, step.x0_hat], 1).to(self.dtype)
-        return step.from_value(self._gradient(step, self.network(inputs, self.features(level, self.dtype))), 1.0)
+        inputs, level = denoiser_inputs(step)
+        output = self.network(inputs.to(self.dtype), self.features(level, self.dtype))
+        return step.from_value(self._gradient(step, output), 1.0)
 
     def _gradient(self, step: StepView, output: Tensor) -> Tensor:
         """The network's output as grad v / temperature."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sdecontrol.finetune.batch import Batch, Loss, check_differentiable, slope
 from sdecontrol.path import Path, inner
+from sdecontrol.step import StepView, noise_shift
 
 if TYPE_CHECKING:
     from sdecontrol.problems.base import Problem
@@ -59,14 +60,28 @@ class Matching(Loss):
         check_differentiable(problem)
 
     @abstractmethod
-    def targets(self, problem: Problem, path: Path) -> dict[int, Tensor]:
-        """target_k (n, *event) of every step that a control acts on."""
+    def targets(self, problem: Problem, path: Path, control: Any) -> dict[int, Tensor]:
+        """target_k (n, *event) of every step that a control acts on, along paths of that control."""
 
     def forward(self, problem: Problem, control: Any, batch: Batch) -> Tensor:
         with torch.no_grad():
             path = batch.paths(problem, control)
-            targets = self.targets(problem, path)
+            targets = self.targets(problem, path, control)
         return regression(path, control, targets).mean()
+
+
+def noise_feedback(path: Path, k: int, control: Any) -> Tensor:
+    """(dw_k/dx)' xi_k at the path's own x_k, with xi_k = z_k - w_k the noise drawn: its mean given x_k is zero."""
+    assert path.states is not None and path.noises is not None
+    transition = path.transitions[k]
+    if transition.noiseless:
+        return torch.zeros_like(path.states[k])
+    with torch.enable_grad():
+        x = path.states[k].detach().requires_grad_()
+        state = path.process.state(transition.t, x, jacobian=control.requires_jacobian)
+        w = noise_shift(StepView(path.process, transition, k, state), control)
+        (in_x,) = torch.autograd.grad(w, x, path.noises[k] - w.detach(), allow_unused=True)
+    return torch.zeros_like(path.states[k]) if in_x is None else in_x
 
 
 class AdjointMatching(Matching):
@@ -77,15 +92,30 @@ class AdjointMatching(Matching):
     mean shift has value W_k = dt rho/T + max_w E W_{k+1}(step(x, xi + w)) - |w|^2/2, hence w = E J_z' grad W_{k+1} and,
     by the envelope theorem, grad W_k = dt grad rho/T + E J_x' grad W_{k+1}: the fixed point is exactly the best mean
     shift of the chain, at any number of steps (derived).
-    On policy; needs the gradient of the reward and one vector-Jacobian product of the pretrained model a step, none of
-    the control in x. Targets keep their noise at the optimum.
-    Source: Adjoint Matching (2409.08861) in continuous time; the chain's version and its index are derived.
+    On policy; needs the gradient of the reward and one vector-Jacobian product of the pretrained model a step. The
+    published loss needs no derivative of the control, and its targets keep their noise at the optimum. With `sticking`
+
+        p_k = J_x' p_{k+1} + dt grad rho/T - (dw_k/dx)' xi_k,
+
+    whose last term has mean zero given x_k, so the fixed point stays. At the optimum it cancels the noise that step k
+    brings to the adjoint, to first order in dt (dw_k/dx ~ std' Hess W_{k+1} J_x): the targets' noise falls by sqrt(dt),
+    and is zero where u* does not depend on x. It costs one vector-Jacobian product of the control a step.
+    Source: Adjoint Matching (2409.08861) in continuous time; the chain's version, its index and `sticking` are derived.
     """
 
-    def targets(self, problem: Problem, path: Path) -> dict[int, Tensor]:
+    def __init__(self, sticking: bool = False):
+        super().__init__()
+        self.sticking = sticking
+
+    def extra_repr(self) -> str:
+        return f"sticking={self.sticking}"
+
+    def targets(self, problem: Problem, path: Path, control: Any) -> dict[int, Tensor]:
         targets = {}
         p = slope(problem.reward, path.terminal) / problem.temperature
         for k in reversed(range(len(path.transitions))):
             in_x, targets[k] = step_pullback(path, k, p)
             p = in_x + running_slope(problem, path, k)
+            if self.sticking:
+                p = p - noise_feedback(path, k, control)
         return targets

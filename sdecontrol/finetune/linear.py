@@ -1,0 +1,162 @@
+"""Families that are linear in their parameters: convex to learn, and with orthonormal features well conditioned."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sdecontrol.errors import check
+from sdecontrol.finetune.families import Family, StateFamily, denoiser_inputs, seeded
+from sdecontrol.finetune.features import Polynomials, TimeFeatures
+from sdecontrol.noise import Noise
+from sdecontrol.simulate import simulate
+from sdecontrol.step import StepView
+from sdecontrol.time import TimeGrid
+
+if TYPE_CHECKING:
+    from sdecontrol.problems.base import Problem
+
+
+class LinearFamily(Family):
+    """u_i = theta_i . B_i psi_i(step): linear in its parameters theta (outputs, size), zero at first.
+
+    psi are the family's features, shared by the outputs or one set each, and B, the identity at first, may make them
+    orthonormal (`orthonormalise`). Every loss here is (1/2) E sum dt |u - u*|^2 near its optimum, so with orthonormal
+    features its Hessian is near the identity and plain SGD with a rate of about 1/2 takes Newton's steps.
+    """
+
+    theta: nn.Parameter
+    basis: Tensor
+
+    def _start(self, outputs: int, sets: int, size: int, dtype: torch.dtype) -> None:
+        self.theta = nn.Parameter(torch.zeros(outputs, size, dtype=dtype))
+        self.register_buffer("basis", torch.eye(size, dtype=dtype).repeat(sets, 1, 1))
+
+    @abstractmethod
+    def psi(self, step: StepView) -> Tensor:
+        """The features at the states of a step: (sets, rows, size), one set or one for each output."""
+
+    def coefficients(self) -> Tensor:
+        """theta_i B_i, the coefficients of psi: (outputs, size)."""
+        return (self.theta[:, None] @ self.basis)[:, 0]
+
+    def orthonormalise(
+        self, problem: Problem, control: Any = None, *, grid: TimeGrid | None = None, ridge: float = 1e-3,
+        n: int = 2048, noise: Noise | None = None,
+    ) -> Self:  # fmt: skip
+        """B = (G + ridge |G|)^{-1/2} with G = E sum_k dt psi psi' along n paths of `control`, default the model's own.
+
+        ridge keeps directions that those paths hardly show from being magnified. Raises: BadInput once theta is not 0.
+        """
+        check(not bool(self.theta.detach().any()), "a family that has learned already", "one with u = 0",
+              "Orthonormalise before the fit.")  # fmt: skip
+        with torch.no_grad():
+            path = simulate(problem.process, control, grid=grid, n=n, noise=noise or Noise(2))
+            gram = torch.zeros_like(self.basis)
+            for _, step in path.views(self.requires_jacobian):
+                psi = self.psi(step)
+                gram += psi.mT @ psi * (step.dt / n)
+            size, axes = torch.linalg.eigh(gram)
+            self.basis.copy_((size + ridge * size[:, -1:]).rsqrt()[:, :, None] * axes.mT)
+        return self
+
+
+class AffineFamily(StateFamily, LinearFamily):
+    """u(t, x) = sum_j phi_j(t) (G_j x + b_j), with phi the features of time: m d (d + 1) parameters.
+
+    It has `affine_at`, so the exact moments, path KL and gap of a learned control are closed on affine chains.
+    """
+
+    def __init__(self, dim: int, features: TimeFeatures | None = None, dtype: torch.dtype = torch.float64):
+        super().__init__()
+        self.features = features or Polynomials()
+        self._start(dim, 1, self.features.count * (dim + 1), dtype)
+
+    def psi(self, step: StepView) -> Tensor:
+        phi, ones = self.features(step.t, self.dtype), torch.ones(len(step.x), 1, dtype=self.dtype)
+        return (phi[:, None] * torch.cat([step.x.to(phi), ones], 1)[:, None]).reshape(1, len(ones), -1)
+
+    def _gains(self, t: float) -> tuple[Tensor, Tensor]:
+        phi, coefficients = self.features(t, self.dtype), self.coefficients()
+        both = torch.tensordot(phi, coefficients.view(len(coefficients), len(phi), -1), ([0], [1]))
+        return both[:, :-1], both[:, -1]
+
+    def at(self, t: float, x: Tensor) -> Tensor:
+        gain, offset = self._gains(t)
+        return torch.addmm(offset[:, None], gain, x.to(gain).mT).mT.to(x)
+
+    def affine_at(self, t: float) -> tuple[Tensor, Tensor]:
+        gain, offset = self._gains(t)
+        return gain.detach().double(), offset.detach().double()
+
+
+class CoordinateFamily(StateFamily, LinearFamily):
+    """u_i(t, x) = sum_jk c_ijk phi_j(t) T_k(x_i / half_width): Chebyshev polynomials of each coordinate, k <= degree.
+
+    For problems whose coordinates do not interact; beyond the half width a coordinate counts as being there.
+    """
+
+    def __init__(
+        self, dim: int, features: TimeFeatures | None = None, degree: int = 9, half_width: float = 2.0,
+        dtype: torch.dtype = torch.float64,
+    ):  # fmt: skip
+        super().__init__()
+        self.features, self.degree, self.half_width = features or Polynomials(), degree, half_width
+        self._start(dim, dim, self.features.count * (degree + 1), dtype)
+
+    def _chebyshev(self, x: Tensor) -> Tensor:
+        """T_k(x / half_width), k = 0 .. degree: (degree + 1, n, d)."""
+        y = (x / self.half_width).clamp(-1, 1)
+        terms = [torch.ones_like(y), y]
+        while len(terms) <= self.degree:
+            terms.append(2 * y * terms[-1] - terms[-2])
+        return torch.stack(terms[: self.degree + 1])
+
+    def psi(self, step: StepView) -> Tensor:
+        phi = self.features(step.t, self.dtype)
+        shapes = self._chebyshev(step.x.to(phi)).permute(2, 1, 0)
+        return (phi[:, None] * shapes[:, :, None]).flatten(2)
+
+    def at(self, t: float, x: Tensor) -> Tensor:
+        coefficients = self.coefficients().view(len(self.theta), self.features.count, -1)
+        here = torch.tensordot(self.features(t, self.dtype), coefficients, ([0], [1]))
+        return (self._chebyshev(x.to(here)) * here.mT[:, None]).sum(0).to(x)
+
+
+class PulledFeatures(LinearFamily):
+    """sqrt(dt) u = std' J' C psi, J the Jacobian of x0_hat, psi random ridge functions: linear in C (d, size).
+
+    psi = 1, the inputs y = (x / sqrt(alpha^2 + h), x0_hat, level), and tanh(w . y + b) for `count` fixed random (w, b).
+    As `PulledFamily` with a network whose first layer is drawn, not learned: convex, so that with orthonormal features
+    a hundred steps of SGD do what a network needs thousands for. For a few dimensions: it inverts a matrix of d size.
+    """
+
+    requires_jacobian = True
+
+    def __init__(self, dim: int, count: int = 200, seed: int = 0, dtype: torch.dtype = torch.float64):
+        super().__init__()
+        with seeded(seed):
+            weights, biases = torch.randn(2 * dim + 1, count, dtype=dtype), 4 * torch.rand(count, dtype=dtype) - 2
+        weights[-1] *= 8.0  # the level, which goes from 0 to 1
+        self.register_buffer("weights", weights)
+        self.register_buffer("biases", biases - weights[-1] / 2)
+        self._start(1, 1, dim * (count + 2 * dim + 2), dtype)
+
+    def _ridges(self, step: StepView) -> Tensor:
+        """psi: (n, size)."""
+        inputs, level = denoiser_inputs(step)
+        y = torch.cat([inputs, torch.full_like(inputs[:, :1], level)], 1).to(self.dtype)
+        return torch.cat([torch.ones_like(y[:, :1]), y, torch.tanh(y @ self.weights + self.biases)], 1)
+
+    def psi(self, step: StepView) -> Tensor:
+        units = torch.eye(step.x.shape[1], dtype=step.x.dtype)
+        pulled = [step.from_value(step.pullback(e.expand_as(step.x)), 1.0) for e in units]
+        rows = torch.stack(pulled, 2).to(self.dtype)[..., None] * self._ridges(step)[:, None, None]
+        return rows.flatten(2).flatten(0, 1)[None]
+
+    def shift(self, step: StepView) -> Tensor:
+        outputs = self._ridges(step) @ self.coefficients().view(step.x.shape[1], -1).mT
+        return step.from_value(step.pullback(outputs.to(step.x)), 1.0)
