@@ -202,9 +202,20 @@ def test_fingerprints_tell_problems_apart() -> None:
 def test_long_claims_start_first_and_few_pairs_stay_here() -> None:
     pairs = [Pair(claim, problem) for problem in ("here", "there") for claim in ("first", "second", "third")]
     agenda = workers._Agenda(pairs)
-    assert [agenda.next() for _ in range(3)] == pairs[:3]
+    assert [agenda.next(None) for _ in range(1)] + [agenda.next(pairs[0]) for _ in range(2)] == pairs[:3]
     for claim, seconds in (("first", 1.0), ("third", 3.0)):
         agenda.learn(replace(some_report(claim, "here"), seconds=seconds))
-    assert [agenda.next() for _ in range(4)] == [pairs[5], pairs[3], pairs[4], None]
+    assert [agenda.next(pairs[2]) for _ in range(4)] == [pairs[5], pairs[3], pairs[4], None]
     assert workers.default_workers(workers.FEW - 1) == 1
     assert 1 <= workers.default_workers(1000) <= (os.cpu_count() or 1)
+
+
+def test_each_worker_has_a_problem_of_its_own_and_helps_when_none_is_left():
+    pairs = [Pair(claim, problem) for problem in ("here", "there") for claim in ("a", "b", "c")]
+    agenda = workers._Agenda(pairs)
+    one, other = agenda.next(None), agenda.next(None)
+    assert (one.problem, other.problem) == ("here", "there")
+    assert agenda.next(one).problem == "here" and agenda.next(other).problem == "there"
+    assert agenda.next(one).problem == "here"
+    assert agenda.next(one) == Pair("c", "there")  # helps
+    assert agenda.next(other) is None

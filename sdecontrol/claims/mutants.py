@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,10 +57,15 @@ class Mutant:
     def case(self, claim: Claim, problem: Problem, quick: bool, seed: int) -> Case | None:
         """The claim's case with the wrong answers in it; None where the mistake cannot be made."""
         try:
-            wrong = Replaced(problem.exact, self.replace(problem, problem.exact))
+            return Case(claim, problem, wrong_answers(self, problem), quick, seed)
         except (DoesNotApply, NoClosedForm, NotDefined, NoTilt):
             return None
-        return Case(claim, problem, wrong, quick, seed)
+
+
+@lru_cache(maxsize=64)
+def wrong_answers(mutant: Mutant, problem: Problem) -> Replaced:
+    """The same object for every claim, so that what one claim solved for it serves the next."""
+    return Replaced(problem.exact, mutant.replace(problem, problem.exact))
 
 
 class _SpreadForError(Case):

@@ -42,15 +42,15 @@ def certificates(problems: Sequence[Problem], folder: Path, seed: int) -> list[P
     found, left_out = where_known(problems, lambda problem: _certificates(problem, seed))
     if not found:
         return []
-    label = r"$r(Y_T)/\alpha-\log\,dQ^{u,\nu^\star}/dQ-\log C$ (nats)"
+    label = r"$r(Y_T)/\alpha-\log\,dQ^{u,\nu^{*}}/dQ-\log C$ (nats)"
     with panels(found, label, "paths, share of the fullest bin") as (figure, axes):
         for name, ax in axes.items():
             exact, scaled = found[name]
             reach = float(np.quantile(np.abs(np.concatenate([exact, scaled])), 0.99)) or 1.0
             bins = np.linspace(-reach, reach, 36)
             for values, color, style, text in (
-                (exact, TILT, "-", r"exact control $u^\star$"),
-                (scaled, REFERENCE, "--", rf"${SCALE}\,u^\star$"),
+                (exact, TILT, "-", r"exact control $u^{*}$"),
+                (scaled, REFERENCE, "--", rf"${SCALE}\,u^{{*}}$"),
             ):
                 counts, _ = np.histogram(values, bins)
                 heights = counts / max(counts.max(), 1)

@@ -36,15 +36,15 @@ def split(problems: Sequence[Problem], folder: Path, seed: int) -> list[Picture]
         for y, (first, second) in zip(places, found.values()):
             ax.plot([first.value, second.value], [y, y], color="#cccccc", lw=1, zorder=0)
         for estimates, marker, color, label in (
-            (initial, "o", REFERENCE, r"initial law, $\mathrm{KL}(\nu^\star\Vert p_{\rm noise})$"),
-            (energy, "s", TILT, r"path energy, $\frac{1}{2}\mathbb{E}\int|u^\star|^2dt$"),
+            (initial, "o", REFERENCE, r"initial law, $\mathrm{KL}(\nu^{*}\Vert p_{\rm noise})$"),
+            (energy, "s", TILT, r"path energy, $\frac{1}{2}\,\mathbb{E}\,\int\ \,|u^{*}|^2\,dt$"),
         ):
             values, errors = [e.value for e in estimates], [2 * float(e.stderr) for e in estimates]
             ax.errorbar(
                 values, places, xerr=errors, fmt=marker, color=color, ms=5, elinewidth=1, capsize=2, label=label
             )
         shown = [part.value for parts in found.values() for part in parts if part.value > 0]
-        ax.set(xscale="log", xlabel=r"nats of $\mathrm{KL}(Q^\star\Vert Q)$", yticks=places, yticklabels=list(found))
+        ax.set(xscale="log", xlabel=r"nats of $\mathrm{KL}(Q^{*}\Vert Q)$", yticks=places, yticklabels=list(found))
         ax.set_xlim(10 ** math.floor(math.log10(min(shown))), 10 ** (math.floor(math.log10(max(shown))) + 1))
         ax.set_ylim(len(found) - 0.5, -0.5)
         ax.tick_params(axis="y", length=0)
@@ -98,10 +98,10 @@ def bounds(problems: Sequence[Problem], folder: Path, seed: int) -> list[Picture
             ax.errorbar(t, [e.value for e in distances], yerr=[2 * float(e.stderr) for e in distances], color=TILT,
                         marker="o", ms=3, lw=1.2, label=r"$d_{\rm TV}(p_{\rm ft},p_{\rm pre})$")  # fmt: skip
             own = found[name].own
-            ax.axvline(own, color="#999999", lw=0.8)
+            ax.axvline(own, color="#999999", lw=0.8, label="the problem's own temperature")
             ax.set(xscale="log", ylim=(0, 1.6), xlim=(1.3 * own * FACTORS[0], own * FACTORS[-1] / 1.3))
         handles, labels = ax.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=3)
+        figure.legend(handles, labels, loc="outside upper center", ncols=4)
         save(figure, folder / "bound-slack")
     return [Picture(
         "bound-slack", "Slack of Proposition 3.2",

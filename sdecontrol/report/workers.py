@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -78,13 +78,13 @@ def spread(pairs: Sequence[Pair], job: Job, count: int) -> Results:
     try:
         workers += [_Worker(job) for _ in range(min(count, len(pairs)))]
         for worker in workers:
-            worker.give(agenda.next())
+            worker.give(agenda.next(None))
         while busy := {worker.connection: worker for worker in workers if worker.pair}:
             for connection in wait(list(busy)):
                 worker = busy[connection]  # type: ignore[index]
                 result = worker.take()
                 agenda.learn(result)
-                pair = agenda.next()
+                pair = agenda.next(worker.pair)
                 if pair and not worker.alive:
                     workers[workers.index(worker)] = worker = worker.replaced(job)
                 worker.give(pair)
@@ -95,19 +95,33 @@ def spread(pairs: Sequence[Pair], job: Job, count: int) -> Results:
 
 
 class _Agenda:
-    """Problem by problem, and of each problem first the claims that took longest on the problems before."""
+    """A problem a worker, as its claims share work; of a problem first the claims that took longest on those before.
+
+    When every problem is begun, a worker that has done with its own helps where most is left.
+    """
 
     def __init__(self, pairs: Sequence[Pair]):
         self.left = list(pairs)
         self.seconds: dict[str, float] = defaultdict(float)
+        self.begun: set[str] = set()
 
-    def next(self) -> Pair | None:
+    def next(self, last: Pair | None) -> Pair | None:
+        """The pair for a worker that was at `last`."""
         if not self.left:
             return None
-        here = [pair for pair in self.left if pair.problem == self.left[0].problem]
+        problem = self._problem(last)
+        self.begun.add(problem)
+        here = [pair for pair in self.left if pair.problem == problem]
         chosen = max(here, key=lambda pair: self.seconds[pair.claim])
         self.left.remove(chosen)
         return chosen
+
+    def _problem(self, last: Pair | None) -> str:
+        counts = Counter(pair.problem for pair in self.left)
+        if last is not None and last.problem in counts:
+            return last.problem
+        fresh = [problem for problem in counts if problem not in self.begun]
+        return fresh[0] if fresh else max(counts, key=counts.__getitem__)
 
     def learn(self, result: Result) -> None:
         if isinstance(result, Report):

@@ -41,7 +41,7 @@ class Member(NamedTuple):
 
     mean: Array
     covariance: Array
-    feedback: Callable[[float, Feedback], Feedback]
+    feedback: Callable[[float, Feedback], Feedback] | None
 
 
 class Measured(NamedTuple):
@@ -95,6 +95,8 @@ class MomentFlow:
                  times: list[float], rtol: float, running: Quadric | None = None):  # fmt: skip
         self.sde, self.best, self.members, self.times, self.running = sde, best, members, times, running
         self.fine, self.coarse = self._solve(rtol), self._solve(100 * rtol)
+        del self.best  # what is solved is kept longer than the controls and their simulations
+        self.members = {name: member._replace(feedback=None) for name, member in members.items()}
         pairs = zip((self.fine.means, self.fine.covariances), (self.coarse.means, self.coarse.covariances))
         self.relative = max(float(np.max(np.abs(a - b)) / np.max(np.abs(a))) for a, b in pairs) + 1e3 * EPS
 
@@ -128,7 +130,7 @@ class MomentFlow:
         matrix, offset = self.sde.drift(t)
         sigma = self.sde.amplitude(t)
         best = self.best(t)
-        feedback = [member.feedback(t, best) for member in self.members.values()]
+        feedback = [member.feedback(t, best) for member in self.members.values() if member.feedback]
         gains, shifts = np.stack([f[0] for f in feedback]), np.stack([f[1] for f in feedback])
         closed = matrix + sigma * gains
         spread = closed @ v
