@@ -118,7 +118,7 @@ def filling(rounds: int = 4_096, paths: int = 20_000, watched: int = 64) -> dict
         accepted.append(x[taken])
     cost, drawn = sc.Estimate.mean(stops.astype(float)), np.concatenate(accepted)
     clipped = lambda x: np.vectorize(_clipped_cdf)(x, levels[watched])  # noqa: E731
-    shown = [2**k for k in range(0, int(math.log2(rounds)) + 1)]
+    shown = [2**k for k in range(int(math.log2(rounds)) + 1)]
     return {
         "rows": [{"rounds": k, "level": levels[k], "survival": survivals[k]} for k in shown],
         "watched": watched, "cost": cost.value, "cost_stderr": cost.stderr, "cost_theory": levels[watched],

@@ -52,7 +52,8 @@ def membership(found: dict[str, Any]) -> None:
                                          ("naive, exact", "^--", REFERENCE, "naive, exact: 4e-16"),
                                          ("g_loss, exact", "s--", CYCLE[2], r"$G_{loss}$, exact: 4e-16")):  # fmt: skip
             right.plot(found["support"][name]["off"], mark, ms=3, color=color, label=label)
-        right.set(xlabel="round", ylabel="off/on-support ratio", title="Algorithm 1, $f_1$, ratio 9", ylim=(-0.02, 0.85))
+        right.set(xlabel="round", ylabel="off/on-support ratio", title="Algorithm 1, $f_1$, ratio 9")
+        right.set_ylim(-0.02, 0.85)
         right.legend(fontsize=7, loc="upper left")
         publish(figure, "guo-theorem-1")
 

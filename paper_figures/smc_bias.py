@@ -1,4 +1,4 @@
-"""Particle samplers: Z unbiased for every threshold, bias and error by size, what other samplers miss, the filling scheme."""
+"""Particle samplers: Z unbiased, bias and error by size; what other samplers miss; the filling scheme."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ def main() -> None:
     with canvas(2, 2, size=(7.4, 5.6)) as (figure, (z, sizes, others, filling)):
         for name, mark, shift in (("fk", "o", -0.01), ("twisted", "s", 0.01)):
             rows = [row for row in found["unbiased"] if row["sampler"] == name]
-            z.errorbar(np.array(column(rows, "threshold")) + shift, column(rows, "ratio"),
-                       yerr=[2 * e for e in column(rows, "stderr")], fmt=mark, ms=4, color=COLORS[name], label=name)  # fmt: skip
+            errors = [2 * e for e in column(rows, "stderr")]
+            z.errorbar(np.array(column(rows, "threshold")) + shift, column(rows, "ratio"), yerr=errors, fmt=mark, ms=4,
+                       color=COLORS[name], label=name)  # fmt: skip
             rows, n = found["sizes"][name]["rows"], np.array(column(found["sizes"][name]["rows"], "size"))
             bias, rmse = -np.array(column(rows, "bias")), np.array(column(rows, "rmse"))
-            sizes.errorbar(n, bias, yerr=[2 * e for e in column(rows, "bias_stderr")], fmt=mark, ms=4, color=COLORS[name],
-                           label=f"{name}: $-$bias")  # fmt: skip
+            errors = [2 * e for e in column(rows, "bias_stderr")]
+            sizes.errorbar(n, bias, yerr=errors, fmt=mark, ms=4, color=COLORS[name], label=f"{name}: $-$bias")
             sizes.plot(n, rmse, mark, ms=4, mfc="none", color=COLORS[name], label=f"{name}: RMSE")
             sizes.plot(n, bias[1] * n[1] / n, "-", lw=0.8, color=COLORS[name])
             sizes.plot(n, rmse[1] * np.sqrt(n[1] / n), "--", lw=0.8, color=COLORS[name])
         guide(z, 1.0, "")
-        z.set(xlabel="resampling threshold", ylabel=r"mean of $\hat Z/Z$, 500 repeats", title="32 particles, two errors")
+        z.set(xlabel="resampling threshold", ylabel=r"mean of $\hat Z/Z$, 500 repeats")
+        z.set_title("32 particles, two standard errors")
         z.legend()
         sizes.set(xscale="log", yscale="log", xlabel="particles $N$", ylabel="of the mean of $x$",
                   title="lines: $N^{-1}$ and $N^{-1/2}$")  # fmt: skip
@@ -42,7 +44,7 @@ def main() -> None:
         tilt = biased["tilt"]
         others.axhspan(tilt["mean"] - tilt["std"], tilt["mean"] + tilt["std"], color="0.85", zorder=0)
         guide(others, tilt["mean"], "tilt")
-        others.set(xlabel="candidates", ylabel="$x$, mean and deviation", title="best-of-N and SVDD beside the tilt (grey)")
+        others.set(xlabel="candidates", ylabel="$x$, mean and deviation", title="beside the tilt (grey)")
         others.legend(fontsize=7, loc="upper left")
         rows = found["filling"]["rows"]
         filling.loglog(column(rows, "rounds"), column(rows, "level"), "o-", ms=3, color=REFERENCE,
