@@ -1,7 +1,7 @@
 """Time and memory of one guided step on data of rank 16, from a hundred to a million dimensions: both linear.
 
-Each dimension runs in a process of its own, on one thread: a step of u* and one of G_loss for 4 paths in float64, by CPU
-seconds (the least of several repeats), and the growth of the largest resident set from before the law was made.
+Each dimension runs in a process of its own, on one thread: a step of u* and one of G_loss for 4 paths in float64, by
+the least CPU seconds of several repeats, and the growth of the largest resident set from before the law was made.
 """
 
 from __future__ import annotations

@@ -81,7 +81,8 @@ def test_a_path_does_not_depend_on_how_many_there_are(name, kind):
     control = LAWS[name](made)
 
     def paths(n):
-        return sc.simulate(made.process, control, grid=GRID, kernel=KERNEL, n=n, noise=sc.Noise(5), keep="ends").terminal
+        options = {"grid": GRID, "kernel": KERNEL, "noise": sc.Noise(5), "keep": "ends"}
+        return sc.simulate(made.process, control, n=n, **options).terminal
 
     assert torch.allclose(paths(LARGE)[:SMALL], paths(SMALL), rtol=1e-9, atol=1e-10)
 

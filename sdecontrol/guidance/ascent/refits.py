@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sdecontrol.errors import check
 from sdecontrol.laws import Gaussian, Law, Subspace
-from sdecontrol.models import NoisePrediction
+from sdecontrol.models import Denoiser, NoisePrediction
 from sdecontrol.noise import Noise
 from sdecontrol.processes import ReverseProcess
 
@@ -84,22 +84,25 @@ def moments_in(first: Law, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 class NetworkRefit(Refit):
-    """The refit of a network that predicts noise, f(x (n, D), s float) -> (n, D), by stochastic gradients.
+    """The refit of a network f(x (n, D), s float) -> (n, D) by stochastic gradients.
 
-    One step takes a level s, uniform in the log of sigma/alpha between s_min and the horizon, and a draw of the batches
-    in proportion to their weights; the loss is |eps - f|^2 a coordinate: (14) with h(s) as weight of a level, of the
-    same minimiser. The network goes on from where the last round left it; the first call fits it to D_0, in `warm_up`
+    predicts: NoisePrediction, or Denoiser, whose x0_hat does not blow up errors where alpha is small. One step takes a
+    level s, log-uniform between s_min and the horizon, and a draw of the batches in proportion to their weights; the
+    loss is the mean square error of what f predicts, eps or x_0: (14) with another weight of each level, of the same
+    minimiser. The network goes on from where the last round left it; the first call fits it to D_0, in `warm_up`
     steps, and no later round touches other randomness than this object's own generator.
     Accuracy: that of the training. Source: Guo et al. 2404.14743, (14).
     """
 
-    def __init__(self, network: nn.Module, weights: Weights = anchored, *, steps: int = 200, warm_up: int = 2_000,
-                 size: int = 512, rate: float = 1e-3, s_min: float = 1e-3, seed: int = 0):  # fmt: skip
+    def __init__(self, network: nn.Module, weights: Weights = anchored, *,
+                 predicts: type[NoisePrediction] | type[Denoiser] = NoisePrediction,
+                 steps: int = 200, warm_up: int = 2_000, size: int = 512, rate: float = 1e-3,
+                 s_min: float = 1e-3, seed: int = 0):  # fmt: skip
         check(isinstance(network, nn.Module), f"a network of type {type(network).__name__}", "a torch module")
         for name, value in (("steps", steps), ("warm_up", warm_up), ("size", size)):
             check(value >= 1, f"{name} = {value}", "a positive integer")
         self.network, self.weights, self.steps, self.warm_up, self.size = network, weights, steps, warm_up, size
-        self.s_min, self.generator = s_min, torch.Generator().manual_seed(seed)
+        self.predicts, self.s_min, self.generator = predicts, s_min, torch.Generator().manual_seed(seed)
         self.optimiser = torch.optim.Adam(network.parameters(), rate)
         self.losses: list[float] = []
 
@@ -109,7 +112,7 @@ class NetworkRefit(Refit):
         with torch.enable_grad():
             for _ in range(self.steps if self.losses else self.warm_up):
                 self._step(process, draws, weights)
-        model = NoisePrediction(self.network, process.event_shape)
+        model = self.predicts(self.network, process.event_shape)
         return ReverseProcess(process.schedule, model, process.initial_law())
 
     def _step(self, process: ReverseProcess, draws: dict[int, Tensor], weights: Tensor) -> None:
@@ -118,7 +121,7 @@ class NetworkRefit(Refit):
         s = self._level(process)
         eps = torch.randn(x.shape, generator=self.generator)
         noisy = process.schedule.alpha(s) * x + process.schedule.sigma(s) * eps
-        loss = (self.network(noisy, s) - eps).square().mean()
+        loss = (self.network(noisy, s) - (x if self.predicts is Denoiser else eps)).square().mean()
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()

@@ -77,6 +77,7 @@ def optimise(
     label_noise: float = 0.1,
     guide: Callable[[Problem], Any] = exactly_weighted,
     refit: Refit | None = None,
+    data: Batch | None = None,
     support: Subspace | None = None,
     grid: TimeGrid | None = None,
     kernel: Kernel | None = None,
@@ -91,6 +92,7 @@ def optimise(
     refitted in every round to the batches so far, and they go on.
     objective: (n, D) -> (n,), a reward or any function that autograd knows. guide: problem -> control, what the label
     is turned into: g_loss with the exact weight, g_loss, naive, exact_variance, doob, ...
+    data: D_0 of the refits, draws (n, D) or a law; by default the process's data law, for a network its unguided batch.
     support: the subspace whose normal part `off_support` measures; by default that of the data law.
     observe(k, round) is called after every round. The start is the process's own, so the process should forget it
     (a long horizon) for a batch to follow p(x | y_k).
@@ -104,11 +106,10 @@ def optimise(
         raise NotDefined(f"guided generation needs x0_hat of a ReverseProcess; saw a {type(process).__name__}")
     noise, first = noise or Noise(0), _law_of(process)
     support = first if support is None and isinstance(first, Subspace) else support
-    if refit is not None and first is None:
-        process = refit(process, [_draw(process, None, batch, grid, kernel, _round_noise(noise, -1))])
     model = process
     samples = _draw(model, None, batch, grid, kernel, _round_noise(noise, 0))
-    batches: list[Batch] = [samples if first is None else first]
+    known = first if data is None else data
+    batches: list[Batch] = [samples if known is None else known]
     done = [_measured(None, samples, objective, support)]
     for k in range(1, rounds + 1):
         g = gradient_at(objective, done[-1].mean)
