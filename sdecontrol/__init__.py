@@ -26,6 +26,8 @@ from sdecontrol.finetune import fit
 from sdecontrol.girsanov import chi_square, effective_sample_size, kl_split, path_kl, renyi, reverse_path_kl
 from sdecontrol.kernels import DDIM, Ancestral, EulerMaruyama, ExactTransition, Exponential, SecondOrder
 from sdecontrol.kernels_flow import Flow, flow_grid
+from sdecontrol.kernels_mixture import ExactPosterior
+from sdecontrol.kernels_multistep import Adams
 from sdecontrol.laws import ClassPosterior, Dirac, Gaussian, GaussianMixture, Isotropic, Subspace, SubspaceGaussian
 from sdecontrol.models import Denoiser, NoisePrediction, PerturbedScore, Score, VPrediction
 from sdecontrol.moments import moments
@@ -42,6 +44,7 @@ from sdecontrol.value import feynman_kac, solve_hjb, value_gradient
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adams",
     "DDIM",
     "VE",
     "VP",
@@ -57,6 +60,7 @@ __all__ = [
     "Dirac",
     "Estimate",
     "EulerMaruyama",
+    "ExactPosterior",
     "ExactTransition",
     "Exponential",
     "Flow",

@@ -76,7 +76,7 @@ def cases(quick: bool = False) -> dict[str, Case]:
         Case("digits-gaussian", "digits, a Gaussian on 29 of 64 dimensions", digits["digits-gaussian"], paths // 8,
              (8, 16), 1e-3),
         Case("digits-mixture", "digits, ten Gaussians on 29 of 64 dimensions", digits["digits-mixture"], paths // 16,
-             (16, 16), 1e-3, targets=(1e-2,)),
+             (8, 16), 1e-3, targets=(1e-2,)),
     )  # fmt: skip
     return {case.name: case for case in listed}
 

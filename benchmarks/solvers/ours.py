@@ -25,9 +25,9 @@ FAMILY, CLOSED = "sdecontrol", "sdecontrol, law known"
 
 @dataclass(frozen=True)
 class Tuned:
-    """An Adams kernel with its grid: the scales of the data, sqrt(tau) of the closing level or 0, and of a noisy start.
+    """An Adams kernel with its grid: scales of the data, sqrt(tau) of the closing level or 0, and of the first step.
 
-    With `first` the first step is Adams(1, eta=1), which forgets that N(0, I) is not the noised law.
+    With `noisy` the first step is Adams(1, eta=1), which forgets that N(0, I) is not the noised law.
     """
 
     order: int
@@ -37,13 +37,14 @@ class Tuned:
     wide: float
     close: float = 0.0
     first: float | None = None
+    noisy: bool = False
 
     def __str__(self) -> str:
-        return f"Adams, order {self.order}" + (" after a noisy step" if self.first else "")
+        return f"Adams, order {self.order}" + (" after a noisy step" if self.noisy else "")
 
     def kernel(self) -> sc.kernels.Kernel:
         flow = Adams(self.order, 0.0, self.width, self.narrow, self.wide, tweedie=self.close > 0)
-        return flow if self.first is None else Switch(Adams(1, 1.0, self.width), flow, 0.999)
+        return flow if not self.noisy else Switch(Adams(1, 1.0, self.width), flow, 0.999)
 
     def grid(self, process: sc.ReverseProcess) -> sc.TimeGrid:
         s_min = process.schedule.noise_level_at(-2 * np.log(self.close)) if self.close else 0.0
@@ -55,34 +56,36 @@ TUNED = {
         Tuned(4, 4, 0.364, 0.103, 19.17),
         Tuned(3, 4, 0.453, 0.153, 14.07),
         Tuned(2, 5, 0.311, 0.214, 6.38),
-        Tuned(2, 9, 0.284, 0.104, 29.5, first=8.8),
-        Tuned(3, 11, 0.957, 0.174, 16.93, first=22.6),
+        Tuned(2, 9, 0.284, 0.104, 29.5, first=8.8, noisy=True),
+        Tuned(3, 11, 0.957, 0.174, 16.93, first=22.6, noisy=True),
     ),
     "mixture": (
-        Tuned(4, 7, 0.636, 0.207, 7.53),
+        Tuned(4, 6, 0.577, 0.143, 7.131, first=6.814),
+        Tuned(4, 7, 0.575, 0.183, 6.964, first=8.214),
         Tuned(3, 7, 0.332, 0.14, 9.24),
-        Tuned(3, 8, 0.332, 0.14, 9.24),
-        Tuned(3, 10, 0.285, 0.166, 10.66),
-        Tuned(3, 12, 0.294, 0.186, 12.27),
-        Tuned(3, 14, 0.238, 0.144, 14.46),
+        Tuned(4, 10, 0.568, 0.199, 10.138, first=14.019),
+        Tuned(4, 12, 0.564, 0.187, 7.011, first=11.217),
+        Tuned(4, 14, 0.576, 0.196, 8.121, first=14.935),
         Tuned(3, 16, 0.327, 0.229, 15.96),
-        Tuned(4, 18, 0.419, 0.144, 19.83),
     ),
     "digits-gaussian": (
         Tuned(4, 5, 0.248, 0.083, 11.23, close=0.0233),
         Tuned(3, 5, 0.233, 0.064, 8.55, close=0.0218),
         Tuned(3, 6, 0.3, 0.071, 7.54, close=0.0253),
-        Tuned(3, 12, 0.442, 0.054, 17.82, close=0.0041, first=8.6),
-        Tuned(3, 14, 0.488, 0.069, 10.79, close=0.0038, first=12.9),
+        Tuned(3, 12, 0.442, 0.054, 17.82, close=0.0041, first=8.6, noisy=True),
+        Tuned(3, 14, 0.488, 0.069, 10.79, close=0.0038, first=12.9, noisy=True),
     ),
     "digits-mixture": (
+        Tuned(4, 6, 0.38, 0.1226, 8.4, close=0.0299, first=6.83),
+        Tuned(4, 7, 0.403, 0.1351, 8.847, close=0.0057, first=10.16),
+        Tuned(4, 8, 0.2025, 0.0819, 4.356, close=0.0263, first=5.72),
         Tuned(3, 8, 0.3, 0.07, 7.5, close=0.006),
         Tuned(3, 10, 0.3, 0.07, 7.5, close=0.006),
-        Tuned(3, 8, 0.3, 0.07, 7.5, close=0.006, first=10.0),
-        Tuned(3, 10, 0.3, 0.07, 7.5, close=0.006, first=10.0),
-        Tuned(2, 10, 0.3, 0.07, 4.0, close=0.006, first=10.0),
-        Tuned(3, 12, 0.3, 0.07, 7.5, close=0.006, first=20.0),
-        Tuned(3, 14, 0.3, 0.07, 7.5, close=0.006, first=20.0),
+        Tuned(3, 8, 0.3, 0.07, 7.5, close=0.006, first=10.0, noisy=True),
+        Tuned(3, 10, 0.3, 0.07, 7.5, close=0.006, first=10.0, noisy=True),
+        Tuned(2, 10, 0.3, 0.07, 4.0, close=0.006, first=10.0, noisy=True),
+        Tuned(3, 12, 0.3, 0.07, 7.5, close=0.006, first=20.0, noisy=True),
+        Tuned(3, 14, 0.3, 0.07, 7.5, close=0.006, first=20.0, noisy=True),
     ),
 }  # fmt: skip
 
