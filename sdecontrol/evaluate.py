@@ -37,6 +37,8 @@ class Evaluation:
     certificate: R = r/T - L - log Z, zero on every path iff the control is optimal; its mean is -KL(Q^{u,nu} || Q*).
     tv_bound: min(1, sqrt((gap + 3 stderr) / (2 T))), a bound on the distance of the terminal law from the tilt; with an
     estimated optimum it is tv_estimate instead, no bound. ess: effective samples of the n weights e^{r/T - L}.
+    Where paths have several conditions, an estimated optimum is the mean over them of T log Z of each, log Z in gap and
+    certificate is that of the path's own, and the errors of reward and objective count the spread between conditions.
     Source: derived (Pinsker and data processing on Tang 2403.06279, Prop. 3.6).
     """
 
