@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 EXACT = ("tilt", "exact")
 SAMPLERS = ("fk", "twisted", "svdd", "best-of-n", "rejection")
 COLORS = {"optimum": TILT, "guidance": REFERENCE, "samplers": CYCLE[3]}
-STRIP = ("bold-3", "a bold 3")  # the task whose samples are shown
+STRIP = "bold-3"  # the task whose samples are shown
 
 
 def kind(name: str) -> str:
@@ -32,10 +32,14 @@ def distances(found: dict[str, Any]) -> None:
         axes[0].set_ylabel("nearest first", fontsize=8)
         label = r"$W_2$ of the first two moments to the exact tilt (grey: up to twice the optimum's)"
         figure.supxlabel(label, fontsize=9)
+        handles = [axes[0].plot([], [], "o", ms=4.5, color=color)[0] for color in COLORS.values()]
+        figure.legend(handles, ["optimum", "laws of guidance", "samplers"], loc="outside upper center", ncols=3)
         publish(figure, "digits")
 
 
 def _ranking(ax: Axes, task: dict[str, Any]) -> None:
+    from matplotlib.ticker import LogLocator
+
     names = task["rank"]
     values = np.array([task["laws"][name]["distance"]["value"] for name in names])
     errors = [task["laws"][name]["distance"]["stderr"] for name in names]
@@ -45,6 +49,8 @@ def _ranking(ax: Axes, task: dict[str, Any]) -> None:
         ax.errorbar(value, place, xerr=float(error), fmt="o", ms=4.5, color=COLORS[kind(name)])
     ax.set(xscale="log", yticks=range(len(names)), yticklabels=names, title=task["title"])
     ax.set_xlim(values.min() / 1.6, values.max() * 1.6)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("")
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0, labelsize=7)
@@ -93,8 +99,10 @@ def trained(exact: dict[str, Any], network: dict[str, Any]) -> None:
 def main() -> None:
     found = results("digits")
     distances(found["compare"])
-    samples(found["compare"][STRIP[0]])
-    trained(found["compare"]["label"], found["network"]["label"])
+    if "images" in found["compare"][STRIP]:  # else the picture is the one that `sdecontrol compare` wrote
+        samples(found["compare"][STRIP])
+    if "network" in found:
+        trained(found["compare"]["label"], found["network"]["label"])
 
 
 if __name__ == "__main__":

@@ -132,6 +132,9 @@ def test_another_power_has_no_closed_form_and_says_so() -> None:
         made = sc.Problem(sc.ReverseProcess(SCHEDULE, LAW, "marginal"), sc.ClassPosterior(LAW, 1), temperature)
         with pytest.raises(NoClosedForm, match="strength = temperature"):
             made.exact.log_normalizer  # noqa: B018
+    again = sc.GaussianMixture(WEIGHTS, MEANS, COVARIANCES)  # the same law made twice is the same law
+    made = sc.Problem(sc.ReverseProcess(SCHEDULE, again, "marginal"), sc.ClassPosterior(LAW, 1))
+    assert made.exact.log_normalizer == pytest.approx(np.log(WEIGHTS[1]), abs=1e-12)
     twin = sc.GaussianMixture(WEIGHTS, MEANS, 2 * COVARIANCES)
     with pytest.raises(NoClosedForm, match="own components"):
         sc.Problem(sc.ReverseProcess(SCHEDULE, twin, "marginal"), sc.ClassPosterior(LAW, 1)).exact.value(

@@ -57,9 +57,13 @@ class Digits:
         return total(self.fitted)
 
 
-@lru_cache(maxsize=2)
 def labelled_digits(rank: int | None = None) -> Digits:
     """One Gaussian a digit on `rank` principal directions (None: 95 % of the variance). Needs scikit-learn."""
+    return _labelled(rank)
+
+
+@lru_cache(maxsize=2)
+def _labelled(rank: int | None) -> Digits:
     whole = data.digits()
     assert whole.labels is not None
     order = np.random.default_rng(1).permutation(len(whole.values))
