@@ -95,7 +95,8 @@ def trained(exact: dict[str, Any], network: dict[str, Any]) -> None:
         right.set_title(f"under the exact score below {2 * floor:.0e}", fontsize=8)
         left.set(xlabel=r"$W_2$ of the first two moments to the exact tilt", yticks=range(len(names)),
                  yticklabels=names)  # fmt: skip
-        right.set(xlabel="share of the energy off the subspace", yticks=range(len(names)), yticklabels=[], xlim=(0, None))
+        right.set(xlabel="share of the energy off the subspace", yticks=range(len(names)), yticklabels=[])
+        right.set_xlim(left=0)
         _decades(left)
         for ax in (left, right):
             ax.set_ylim(len(names) - 0.5, -0.5)
