@@ -27,7 +27,7 @@ from sdecontrol.rewards import GaussianLabel
 from sdecontrol.time import TimeGrid
 
 PILOT = 256  # paths by which a scale is chosen
-SCALES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3)
+SCALES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 
 
 @dataclass

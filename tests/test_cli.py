@@ -94,6 +94,7 @@ def test_list_names_claims_and_problems() -> None:
     assert code == 0
     assert "prop-3.6" in out
     assert "gaussian-1d-vp" in out
+    assert "best-of-n" in out
 
 
 def test_doctor_names_versions_and_extras() -> None:

@@ -104,6 +104,7 @@ BAD = {
     "a reward elsewhere": ("--problem gaussian-1d-vp --reward 3", "its own reward"),
     "unknown task": ("--problem digits --reward 10", "task on the digits"),
     "cold": ("--problem gaussian-1d-vp --temperature -1", "temperature = -1"),
+    "no temperature": ("--problem digits --temperature 0", "temperature = 0"),
     "controls of another kind": ("--problem {}/list.py", "`controls` of type list"),
     "nowhere to start over": ("--problem gaussian-1d-vp --fresh", "--fresh without --out"),
 }
@@ -276,3 +277,13 @@ def test_digits_by_the_command(tmp_path: Path) -> None:
     read = {name: law["measures"]["read as 3"]["value"] for name, law in found["laws"].items()}
     assert min(read["tilt"], read["exact"]) > 0.9 > 0.4 > read["none"]
     assert (tmp_path / "digits-bold-3-samples.png").stat().st_size > 5_000
+
+
+def test_digits_at_another_temperature_have_no_exact_rows_and_say_why(tmp_path: Path) -> None:
+    command = ["compare", "--problem", "digits", "--reward", "7", "--temperature", "0.5", *FAST, "--json"]
+    code, out, _ = run(*command, "--controls", "exact,tilt,none,plug-in")
+    found = json.loads(out)["problems"]["digits-7"]
+    assert code == 0 and set(found["laws"]) == {"none", "plug-in"}
+    assert all("strength = temperature" in reason for reason in found["not defined"].values())
+    assert found["front"] and all(point["route"] == WEIGHED for point in found["front"])
+    assert all(law["distance"] is None for law in found["laws"].values())

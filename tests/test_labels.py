@@ -132,6 +132,9 @@ def test_another_power_has_no_closed_form_and_says_so() -> None:
         made = sc.Problem(sc.ReverseProcess(SCHEDULE, LAW, "marginal"), sc.ClassPosterior(LAW, 1), temperature)
         with pytest.raises(NoClosedForm, match="strength = temperature"):
             made.exact.log_normalizer  # noqa: B018
+    again = sc.GaussianMixture(WEIGHTS, MEANS, COVARIANCES)  # the same law made twice is the same law
+    made = sc.Problem(sc.ReverseProcess(SCHEDULE, again, "marginal"), sc.ClassPosterior(LAW, 1))
+    assert made.exact.log_normalizer == pytest.approx(np.log(WEIGHTS[1]), abs=1e-12)
     twin = sc.GaussianMixture(WEIGHTS, MEANS, 2 * COVARIANCES)
     with pytest.raises(NoClosedForm, match="own components"):
         sc.Problem(sc.ReverseProcess(SCHEDULE, twin, "marginal"), sc.ClassPosterior(LAW, 1)).exact.value(
@@ -164,6 +167,34 @@ def test_bad_input_is_named() -> None:
     for law in (sc.guidance.exact_variance, sc.guidance.naive):
         with pytest.raises(NotDefined):
             law(made)
+
+
+@pytest.mark.parametrize(("label", "extra"), CASES)
+def test_the_optimal_kernel_is_the_reference_kernel_times_h(label: str, extra: str) -> None:
+    """p*(x' | x) = p(x' | x) h(t', x') / h(t, x): both kernels by Bayes' rule from their marginals, h by the value."""
+    made, (t, t_next) = problem(label, extra), (0.3, 0.7)
+    s, s_next = SCHEDULE.horizon - t, SCHEDULE.horizon - t_next
+    r, q = float(SCHEDULE.ratio(s, s_next)), float(SCHEDULE.transition_variance(s, s_next))
+    rng = np.random.default_rng(4)
+    x, x_next = (torch.tensor(rng.normal(size=(5, 2))) for _ in range(2))
+    kernels = [
+        kernel(law(t_next), r, q, x, x_next) for law in (made.exact.marginal, lambda t: made.process.noised(t))
+    ]
+    ratio = (made.exact.value(t_next, x_next) - made.exact.value(t, x)).numpy() / T
+    assert np.abs(kernels[0] - kernels[1] - ratio).max() < 1e-9
+
+
+def kernel(law: Any, r: float, q: float, x: torch.Tensor, x_next: torch.Tensor) -> np.ndarray:
+    """log density of X' at x_next given r X' + sqrt(q) Z = x, X' ~ law, by scipy."""
+    posterior = law.posterior(r, q)
+    weights, means = posterior.reweight(x).numpy(), posterior.component_means(x).numpy()
+    covariances, points = posterior.covariances.numpy(), x_next.numpy()
+    return np.array([
+        logsumexp([
+            w + stats.multivariate_normal(m, c).logpdf(point) for w, m, c in zip(weights[i], means[i], covariances)
+        ])
+        for i, point in enumerate(points)
+    ])  # fmt: skip
 
 
 def test_rejection_keeps_the_class_at_the_cost_of_its_share() -> None:

@@ -13,10 +13,11 @@ from sdecontrol.cli.app import app
 
 @app.command(name="list")
 def list_names() -> None:
-    """The claims and the built-in problems."""
+    """The claims, the built-in problems and the laws that `compare` knows."""
     from rich.table import Table
 
     from sdecontrol.claims import claims
+    from sdecontrol.methods import METHODS
     from sdecontrol.problems.builtin import BUILTIN
 
     console = Console()
@@ -27,6 +28,10 @@ def list_names() -> None:
     table = Table("problem", "what it is", title="Problems")
     for entry in BUILTIN.values():
         table.add_row(entry.name, entry.description)
+    console.print(table)
+    table = Table("law", "what it is", "its number", title="Laws")
+    for method in METHODS.values():
+        table.add_row(method.name, method.title, f"{method.unit} {method.number or ''}".strip())
     console.print(table)
 
 

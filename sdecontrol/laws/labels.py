@@ -91,7 +91,7 @@ class ClassPosterior(Reward):
 
     def is_bayes(self, law: Law, temperature: float) -> bool:
         """Whether e^{r/temperature} is the posterior of the class under `law` itself, at the first power."""
-        return law is self._law and abs(self.strength / temperature - 1) <= _UNIT
+        return same_law(law, self._law) and abs(self.strength / temperature - 1) <= _UNIT
 
     def closed_tilt(self, law: Law, temperature: float) -> tuple[Law, float] | None:
         if self._frame is not None or not self.is_bayes(law, temperature):
@@ -110,6 +110,18 @@ def _members(label: int | Sequence[int], count: int) -> tuple[int, ...]:
     check(known and 0 < len(set(members)) == len(members), f"label = {label!r}",
           f"a class from 0 to {count - 1}, the components of the mixture, or several different ones")  # fmt: skip
     return members
+
+
+def same_law(law: Law, other: Law) -> bool:
+    """Whether two laws are one object, or mixtures (or Subspaces of them) with the same parameters bit for bit."""
+    if law is other:
+        return True
+    if isinstance(law, Subspace) and isinstance(other, Subspace):
+        return _same_frame(law.frame, other.basis, other.offset) and same_law(law.latent, other.latent)
+    if not isinstance(law, GaussianMixture) or not isinstance(other, GaussianMixture):
+        return False
+    pairs = ((m.log_weights, m.means, m.covariances) for m in (law, other))
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(*pairs))
 
 
 def _same_frame(frame: Frame, basis: Tensor, offset: Tensor) -> bool:

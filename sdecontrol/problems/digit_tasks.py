@@ -23,7 +23,7 @@ from sdecontrol.laws import ClassPosterior, Subspace
 from sdecontrol.problems.base import Problem
 from sdecontrol.problems.fitted import total
 from sdecontrol.processes import ReverseProcess
-from sdecontrol.rewards import GaussianLabel, Quadratic
+from sdecontrol.rewards import GaussianLabel, Quadratic, Reward
 from sdecontrol.schedules import VP
 
 READ = 1 / 3  # share of the images on which the reader is trained, and the law is not
@@ -57,9 +57,13 @@ class Digits:
         return total(self.fitted)
 
 
-@lru_cache(maxsize=2)
 def labelled_digits(rank: int | None = None) -> Digits:
     """One Gaussian a digit on `rank` principal directions (None: 95 % of the variance). Needs scikit-learn."""
+    return _labelled(rank)
+
+
+@lru_cache(maxsize=2)
+def _labelled(rank: int | None) -> Digits:
     whole = data.digits()
     assert whole.labels is not None
     order = np.random.default_rng(1).permutation(len(whole.values))
@@ -120,7 +124,10 @@ def task(name: str = "3", temperature: float | None = None, rank: int | None = N
     if name not in known:
         raise UnknownName("task on the digits", name, known)
     wanted = None if name in TITLES else int(name[-1])
-    make = lambda reward, t: Problem(process, reward, temperature or t, name=f"digits-{name}")  # noqa: E731
+
+    def make(reward: Reward, own: float) -> Problem:
+        return Problem(process, reward, own if temperature is None else temperature, name=f"digits-{name}")
+
     if name == "ink":
         problem = make(digits.ink, 0.5)
     elif name == "label":
