@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mpmath
@@ -21,7 +22,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 import sdecontrol as sc
-from experiments.record import record
+from experiments.record import resumed
 from sdecontrol.value import Adapted, ControlVariates, Laplace, Pathwise
 
 SEEDS = {"round_form": 100, "turned_form": 50}
@@ -114,7 +115,6 @@ def value_row(make: Callable[[int], tuple[Form, np.ndarray]], dim: int, strength
         sc.feynman_kac(problem, 0.0, x, COVERED, METHODS[found.methods[0]], sc.Noise(100 + k)) for k in range(seeds)
     ]
     z = [float((one.value[0] - exact) / one.stderr[0]) for one in again]
-    print(make.__name__, dim, strength, found.methods[0], cpu, flush=True)
     return {
         "form": make.__name__, "dim": dim, "strength": strength, "evaluations": SIZES[strength],
         "u": -exact, "estimate": -float(found.value[0]), "stderr": float(found.stderr[0]),
@@ -162,19 +162,19 @@ def batch_row(dim: int, strength: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure(seeds: dict[str, int] = SEEDS) -> dict[str, Any]:
+def parts() -> dict[str, Callable[[], Any]]:
+    """Everything measured, by name."""
     forms = (round_form, turned_form)
-    values = [value_row(make, 100, strength, seeds[make.__name__]) for make in forms for strength in SIZES]
-    return {
-        "published": PUBLISHED,
-        "values": [*values, value_row(round_form, 1_000, 1.0, 0)],
-        "gradients": [gradient_row(make, 100, s) for make in forms for s in SIZES],
-        "batch": batch_row(100, 1.0),
-    }
+    found: dict[str, Callable[[], Any]] = {"published": lambda: PUBLISHED}
+    for make in forms:
+        for s in SIZES:
+            found[f"value {make.__name__} {s:g}"] = partial(value_row, make, 100, s, SEEDS[make.__name__])
+            found[f"gradient {make.__name__} {s:g}"] = partial(gradient_row, make, 100, s)
+    return found | {"value 1000": partial(value_row, round_form, 1_000, 1.0, 0), "batch": partial(batch_row, 100, 1.0)}
 
 
 def main() -> None:
-    record("hjb_100d", measure())
+    resumed("hjb_100d", parts())
 
 
 if __name__ == "__main__":

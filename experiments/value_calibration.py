@@ -10,6 +10,8 @@ that warn of their weights are counted apart. The cold problems have weights tha
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch
 from scipy import stats
 
 import sdecontrol as sc
-from experiments.record import record
+from experiments.record import resumed
 from sdecontrol import value as V
 from sdecontrol.value import UnreliableWeights
 from sdecontrol.value.gradient_terms import GradientMethod
@@ -77,10 +79,10 @@ def quietly(estimate: Any) -> tuple[Any, bool]:
     return found, any(issubclass(w.category, UnreliableWeights) for w in seen)
 
 
-def summary(name: str, z: list[float], warned: int, degrees: float = np.inf) -> dict[str, Any]:
+def summary(z: list[float], warned: int, degrees: float = np.inf) -> dict[str, Any]:
     law = stats.t(degrees) if np.isfinite(degrees) else stats.norm()
     return {
-        "estimator": name, "problems": len(z), "warned": warned, "mean": float(np.mean(z)), "std": float(np.std(z)),
+        "problems": len(z), "warned": warned, "mean": float(np.mean(z)), "std": float(np.std(z)),
         "ks": float(stats.kstest(z, law.cdf).statistic), "p": float(stats.kstest(z, law.cdf).pvalue),
         "inside": float(np.mean(np.abs(z) < law.ppf(0.975))), "largest": float(np.abs(z).max()),
     }  # fmt: skip
@@ -96,7 +98,7 @@ def values(method: Method, make: Any, count: int, first: int, n: int, **options:
         if not warns:
             z.append(float((found.value[0] - float(problem.exact.value(t, x))) / found.stderr[0]))
     degrees = method.randomisations - 1 if isinstance(method, V.QuasiMonteCarlo) else np.inf
-    return summary(method.name + (" by paths" if options else ""), z, warned, degrees)
+    return summary(z, warned, degrees)
 
 
 def gradients(rule: GradientMethod, count: int, first: int) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def gradients(rule: GradientMethod, count: int, first: int) -> dict[str, Any]:
         warned += warns
         if not warns:
             z.append(float((found.value[0, 0] - exact) / found.stderr[0, 0]))
-    return summary(f"grad, {rule!r}", z, warned)
+    return summary(z, warned)
 
 
 def cold() -> list[dict[str, Any]]:
@@ -129,15 +131,20 @@ def cold() -> list[dict[str, Any]]:
     return rows
 
 
-def measure(count: int = PROBLEMS, first: int = 0) -> dict[str, Any]:
-    rows = [values(method, by_law, count, first, SAMPLES) for method in BY_LAW]
-    rows += [values(method, by_paths, count, first, PATHS, grid=GRID) for method in BY_PATHS]
-    rows += [gradients(rule, count, first) for rule in GRADIENTS]
-    return {"rate": RATE, "rows": rows, "cold": cold()}
+def parts(count: int = PROBLEMS, first: int = 0) -> dict[str, Callable[[], Any]]:
+    """Every estimator and the cold problems, by name."""
+    found: dict[str, Callable[[], Any]] = {"cold": cold}
+    for method in BY_LAW:
+        found[method.name] = partial(values, method, by_law, count, first, SAMPLES)
+    for rule in GRADIENTS:
+        found[f"grad, {rule!r}"] = partial(gradients, rule, count, first)
+    for method in BY_PATHS:
+        found[f"{method.name} by paths"] = partial(values, method, by_paths, count, first, PATHS, grid=GRID)
+    return found
 
 
 def main() -> None:
-    record("value_calibration", measure())
+    resumed("value_calibration", parts())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torchsde
 from torch import Tensor
 
 import sdecontrol as sc
-from experiments.record import record
+from experiments.record import resumed
 from sdecontrol import value as V
 from sdecontrol.problems.builtin import resolve
 
@@ -122,27 +122,28 @@ def compared(case: Case, plain: list[dict[str, Any]], e: Tensor | None, exact: f
     return {"exact": exact, "plain": plain, "rows": rows, "best": best["name"], "gain": gains[0], "least": min(gains)}
 
 
-def measure() -> dict[str, Any]:
-    found = {}
-    for name, case in cases().items():
-        problem, t, x = case
-        e = torch.zeros(1, problem.process.dim, dtype=torch.float64)
-        e[0, int(problem.exact.control(t, x.double()).abs().argmax())] = 1.0
-        (value, variance), seconds = timed(lambda: plain_value(case))  # noqa: B023
-        v = compared(case, [row("torchsde, Euler", value, variance, seconds)], None,
-                     float(problem.exact.value(t, x.double())))  # fmt: skip
-        plain = []
-        for label, work in (("differences", plain_difference), ("automatic differentiation", plain_autograd)):
-            (value, variance), seconds = timed(lambda: work(case, e))  # noqa: B023
-            plain.append(row(f"torchsde, Euler, {label}", value, variance, seconds))
-        slope = float(problem.exact.control(t, x.double()) @ e[0]) * problem.temperature / problem.process.amplitude(t)
-        print(name, seconds, flush=True)
-        found[name] = {"value": v, "gradient": compared(case, plain, e, slope)}
-    return {"steps": STEPS, "nested": NESTED, "evaluations": EVALUATIONS, "problems": found}
+def measured(case: Case) -> dict[str, Any]:
+    """The value, and its derivative along the coordinate in which it is largest."""
+    problem, t, x = case
+    e, control = torch.zeros(1, problem.process.dim, dtype=torch.float64), problem.exact.control(t, x.double())
+    e[0, int(control.abs().argmax())] = 1.0
+    plain = []
+    for label, work in (
+        ("", lambda: plain_value(case)),
+        (", differences", lambda: plain_difference(case, e)),
+        (", automatic differentiation", lambda: plain_autograd(case, e)),
+    ):
+        (value, variance), seconds = timed(work)
+        plain.append(row(f"torchsde, Euler{label}", value, variance, seconds))
+    slope = float(control @ e[0]) * problem.temperature / problem.process.amplitude(t)
+    return {
+        "value": compared(case, plain[:1], None, float(problem.exact.value(t, x.double()))),
+        "gradient": compared(case, plain[1:], e, slope),
+    }
 
 
 def main() -> None:
-    record("value_efficiency", measure())
+    resumed("value_efficiency", {name: partial(measured, case) for name, case in cases().items()})
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ TITLES = {"round_form": r"$|x|^2$", "turned_form": "rotated"}
 
 def main() -> None:
     found = results("hjb_100d")
+    values = [row for name, row in found.items() if name.startswith("value")]
     with canvas(1, 2, size=(7.2, 3.0)) as (figure, (left, right)):
         grid = np.linspace(-3.2, 3.2, 200)
         left.plot(grid, norm.cdf(grid), color="black", lw=1.2, label="standard normal")
-        rows = [row for row in found["values"] if row["coverage"]]
+        rows = [row for row in values if row["coverage"]]
         for k, row in enumerate(rows):
             z = np.sort(row["coverage"]["z"])
             label = f"{TITLES[row['form']]}, strength {row['strength']:g}"
@@ -26,7 +27,7 @@ def main() -> None:
         left.set(xlabel="z-score", ylabel="share of the seeds", xlim=(-3.2, 3.2))
         left.legend(fontsize=6.5)
         for marker, form in (("o", "round_form"), ("s", "turned_form")):
-            for row in (row for row in found["values"] if row["form"] == form):
+            for row in (row for row in values if row["form"] == form):
                 k = [1.0, 10.0, 50.0].index(row["strength"])
                 right.loglog(row["cpu_seconds"], row["relative_stderr"], marker, ms=6, color=CYCLE[k],
                              mfc="none" if row["dim"] > 100 else CYCLE[k])  # fmt: skip

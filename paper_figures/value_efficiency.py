@@ -8,7 +8,7 @@ from sdecontrol.report.style import CYCLE, canvas
 
 
 def main() -> None:
-    found = results("value_efficiency")["problems"]
+    found = results("value_efficiency")
     names = list(found)
     with canvas(1, 2, size=(7.4, 3.0)) as (figure, axes):
         for ax, quantity, title in zip(axes, ("value", "gradient"), ("value", "derivative of the value")):

@@ -21,8 +21,8 @@ LARGEST_DIMENSION = 3
 LARGEST_OUTSIDE = 1e-3  # share of the tilted law that may lie outside the box
 _REACH = 8  # an end node continues the parabola through itself and two nodes 1/8 and 1/4 of the axis away
 _PILOT_PATHS = 4096
-_TAILS = (1 / 32, 1 / 512)  # shares of the simulated states from whose quantiles a tail is continued
-_REACHES = {1: 4.0, 2: 3.0, 3: 2.0}  # times their distance: 7, 6 and 5 standard deviations of a Gaussian, by dimension
+_TAILS = (1 / 16, 1 / 256)  # shares of the simulated states from whose quantiles a tail is continued
+_REACH = 2.1  # times the distance of these quantiles: the box of a Gaussian ends at five standard deviations
 _BOX_STDS = 5.0  # half width where too few weighted states are effective for quantiles
 _EFFECTIVE = 1024
 _DEPTH = 36.0  # a box around a density holds every point above e^-36 of its largest value
@@ -203,16 +203,15 @@ class Pilot:
         return low.numpy(), high.numpy()
 
     def _tails(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Each tail's quantiles of shares 1/32 and 1/512, continued: (m, d) twice. Two wells need no more than one."""
+        """Each tail's quantiles of shares 1/16 and 1/256, continued: (m, d) twice. Two wells need no more than one."""
         x, order = self.states.sort(1)
         mass = w[order].cumsum(1)
-        reach = _REACHES[x.shape[-1]]
 
         def quantile(share: float) -> Tensor:
             return x.gather(1, (mass < share).sum(1, keepdim=True).clamp(max=x.shape[1] - 1))[:, 0]
 
         (inner, outer), (upper, top) = map(quantile, _TAILS), (quantile(1 - share) for share in _TAILS)
-        return outer - reach * (inner - outer), top + reach * (top - upper)
+        return outer - _REACH * (inner - outer), top + _REACH * (top - upper)
 
     def _deviations(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Five standard deviations around the mean: (m, d) twice."""
