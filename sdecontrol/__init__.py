@@ -26,6 +26,7 @@ from sdecontrol.finetune import fit
 from sdecontrol.girsanov import chi_square, effective_sample_size, kl_split, path_kl, renyi, reverse_path_kl
 from sdecontrol.kernels import DDIM, Ancestral, EulerMaruyama, ExactTransition, Exponential, SecondOrder
 from sdecontrol.kernels_flow import Flow, flow_grid
+from sdecontrol.labels import ComponentLabel
 from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Isotropic, Subspace, SubspaceGaussian
 from sdecontrol.models import Denoiser, NoisePrediction, PerturbedScore, Score
 from sdecontrol.moments import moments
@@ -49,6 +50,7 @@ __all__ = [
     "AffineControl",
     "Ancestral",
     "BadInput",
+    "ComponentLabel",
     "Control",
     "Cosine",
     "Denoiser",

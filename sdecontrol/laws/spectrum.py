@@ -57,7 +57,7 @@ class Spectrum:
     def log_det(self) -> Tensor:
         return self.values.log().sum(-1)
 
-    def __getitem__(self, index: int) -> Spectrum:
+    def __getitem__(self, index: int | list[int]) -> Spectrum:
         return Spectrum(self.values[index], None if self.vectors is None else self.vectors[index])
 
 

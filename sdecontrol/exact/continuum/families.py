@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from sdecontrol.errors import NoClosedForm
 from sdecontrol.exact.continuum.base import ContinuumExact
 from sdecontrol.exact.continuum.flow import components, flow_from
+from sdecontrol.exact.continuum.label import LabelScore, StartedLabel
 from sdecontrol.exact.continuum.riccati import affine_quadratic
 from sdecontrol.exact.continuum.score import GaussianScore, MixtureScore, ScoreExact
 from sdecontrol.exact.continuum.started import StartedStep
 from sdecontrol.exact.continuum.started_quadratic import StartedQuadratic
 from sdecontrol.exact.continuum.step import StepScore
 from sdecontrol.exact.continuum.subspace import SubspaceScore, latent_start
+from sdecontrol.labels import ComponentLabel
 from sdecontrol.laws import Gaussian, GaussianMixture, Isotropic, Law, Subspace
 from sdecontrol.processes import ReverseProcess
 from sdecontrol.rewards import Quadratic, Step
@@ -29,13 +31,13 @@ _REASON = (
 
 
 def exact_score(problem: Problem) -> ContinuumExact:
-    """The exact score of a Gaussian or a mixture, or of one on a subspace; a quadratic or a step reward."""
+    """The exact score of a Gaussian or a mixture, or of one on a subspace; a quadratic, step or label reward."""
     process, reward = problem.process, problem.reward
     if not isinstance(process, ReverseProcess) or not process.has_exact_score:
         raise NoClosedForm("the process is not the reverse diffusion of an exact score")
-    if not isinstance(reward, (Quadratic, Step)):
+    if not isinstance(reward, (Quadratic, Step, ComponentLabel)):
         raise NoClosedForm(
-            "the reward is not Quadratic or Step, whose Gaussian exponential moments are closed"
+            "the reward is not Quadratic, Step or ComponentLabel, whose Gaussian exponential moments are closed"
         )
     if problem.running_reward is not None:
         raise NoClosedForm("with a running reward the value is not a function of the posterior of Y_T alone")
@@ -49,7 +51,7 @@ def exact_score(problem: Problem) -> ContinuumExact:
 
 
 def _on_space(
-    law: Law, schedule: Schedule, reward: Quadratic | Step, temperature: float, start: Law | None
+    law: Law, schedule: Schedule, reward: Quadratic | Step | ComponentLabel, temperature: float, start: Law | None
 ) -> ScoreExact:
     """The family on all of R^d, by the data law, the start (None: the noised data law) and the reward."""
     law = law.as_gaussian() if isinstance(law, Isotropic) else law
@@ -65,6 +67,10 @@ def _on_space(
             return StartedQuadratic(law, schedule, reward, temperature, gaussian_start)
         family = GaussianScore if len(components(law)) == 1 else MixtureScore
         return family(law, schedule, reward, temperature, flow, _REASON)
+    if isinstance(reward, ComponentLabel):
+        if gaussian_start is not None and isinstance(law, GaussianMixture):
+            return StartedLabel(law, schedule, reward, temperature, gaussian_start)
+        return LabelScore(law, schedule, reward, temperature, flow, _REASON)
     if gaussian_start is not None:
         return StartedStep(law, schedule, reward, temperature, gaussian_start)
     return StepScore(law, schedule, reward, temperature, flow, _REASON)
