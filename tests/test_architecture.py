@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "sdecontrol"
 LAYERS = [
     ["errors"],
     ["estimate", "noise", "time"],
-    ["schedules", "rewards", "laws"],
+    ["schedules", "rewards", "laws", "labels"],
     ["models", "processes"],
     ["kernels", "kernels_flow", "orders"],
     ["step", "stepper"],
@@ -33,6 +33,7 @@ LAYERS = [
     ["testing"],
     ["report"],
     ["finetune"],
+    ["conditioning"],
     ["cli", "__main__", ""],
 ]
 
@@ -135,7 +136,7 @@ def test_heavy_packages_have_owners(name: str, tree: ast.Module) -> None:
 
 @pytest.mark.parametrize(("name", "tree"), MODULES, ids=NAMES)
 def test_theory_does_not_know_the_backends(name: str, tree: ast.Module) -> None:
-    if name.split(".")[0] in ("claims", "guidance", "steering", "finetune"):
+    if name.split(".")[0] in ("claims", "guidance", "steering", "finetune", "conditioning"):
         assert not [target for target in anywhere(tree) if is_within(target, "sdecontrol.backends")]
 
 

@@ -36,7 +36,7 @@ def combined_gaussian(
     Source: CTRL 2406.12120, appendix B, for the two strengths; the law is derived.
     """
     for law in (*laws, start):
-        check(law.dim == 1, f"a Gaussian on R^{law.dim}", "Gaussians on the line, one for each coordinate that decouples")
+        check(law.dim == 1, f"a Gaussian on R^{law.dim}", "Gaussians on the line, a coordinate that decouples")
     c = np.array([float(value) for value in coefficients])
     check(len(c) == len(laws) and abs(c.sum() - 1) < 1e-9, f"coefficients {list(coefficients)} for {len(laws)} laws",
           "one for each law, with sum 1")  # fmt: skip

@@ -1,6 +1,6 @@
 """Conditioning as control on a finite chain, exact in numpy: the discrete-state h-transform.
 
-A reference chain x_0 ~ nu, x_{k+1} ~ p_k(. | x_k) on states 0 .. S-1, and a label weight w(x_K) = prod_j p(y_j | x)^g_j:
+A chain x_0 ~ nu, x_{k+1} ~ p_k(. | x_k) on states 0 .. S-1, and a label weight w(x_K) = prod_j p(y_j | x)^g_j:
 
     h_K = w,   h_k(x) = sum_x' p_k(x' | x) h_{k+1}(x'),   p*_k(x' | x) = p_k(x' | x) h_{k+1}(x') / h_k(x),
     nu* = nu h_0 / C,   C = sum nu h_0,   law of x_K under p*:  w p_K / C
@@ -67,7 +67,7 @@ class FiniteChain:
         """The h-transform from nu*: the path law tilted by w(x_K). Raises NoTilt when E w(x_K) = 0."""
         log_h, log_c = self.log_values(log_weight), self.log_normalizer(log_weight)
         if log_c == -math.inf:
-            raise NoTilt("E w(x_K) = 0: no path of the chain ends where the label has weight; wanted a label that can be")
+            raise NoTilt("E w(x_K) = 0: no path ends where the label has weight; wanted a label that can be")
         return FiniteChain(self.log_initial + log_h[0] - log_c, self._moved(log_h, 1.0))
 
     def scaled(self, log_weight: Any, strength: float) -> FiniteChain:

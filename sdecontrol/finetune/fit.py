@@ -124,7 +124,7 @@ class Training:
     """Iterations of an optimiser on a loss of addressed batches."""
 
     learned: nn.Module
-    loss: Loss
+    loss: nn.Module
     objective: Callable[[Batch], Tensor]
     batch: Batch
     steps: int
