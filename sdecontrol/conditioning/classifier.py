@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sdecontrol.conditioning.pairs import Pairs, check_label
-from sdecontrol.conditioning.rewards import LabelReward
+from sdecontrol.conditioning.rewards import LabelReward, frozen
 from sdecontrol.conditioning.training import train
 from sdecontrol.errors import check
 from sdecontrol.finetune.checkpoint import FitRecord
@@ -43,9 +43,9 @@ class Classifier(nn.Module):
         return (self.logits(x).double() / self.log_temperature.exp()).log_softmax(1)
 
     def reward(self, label: int, strength: float = 1.0) -> LabelReward:
-        """strength log p(label | x). Raises BadInput for a label out of range or a strength that is not finite."""
-        chosen = check_label(label, self.classes)
-        return LabelReward(lambda x: self.log_prob(x)[:, chosen], strength, f"log p({chosen}|x)")
+        """strength log p(label | x) as it is now. Raises BadInput for a label out of range, a strength not finite."""
+        chosen, model = check_label(label, self.classes), frozen(self)
+        return LabelReward(lambda x: model.log_prob(x)[:, chosen], strength, f"log p({chosen}|x)")
 
     def loss(self, pairs: Pairs) -> Tensor:
         """-mean log p(y_i | x_i), nats."""

@@ -11,6 +11,7 @@ from sdecontrol.conditioning.classifier import check_classes
 from sdecontrol.conditioning.networks import LevelNetwork
 from sdecontrol.conditioning.noised import SMALLEST_LEVEL
 from sdecontrol.conditioning.pairs import Pairs, check_label
+from sdecontrol.conditioning.rewards import frozen
 from sdecontrol.conditioning.training import normals, train, uniforms
 from sdecontrol.errors import NotDefined, check
 from sdecontrol.finetune.checkpoint import FitRecord
@@ -44,11 +45,11 @@ class ConditionalNoise(nn.Module):
     def model(self, label: int | None) -> NoisePrediction:
         """The model of one label, None the null one, for sc.guidance.cfg. Raises BadInput for a label out of range."""
         chosen = self.classes if label is None else check_label(label, self.classes)
-        model = self.process.model
+        model, network, classes = self.process.model, frozen(self.network), self.classes
 
         def predict(x: Tensor, s: float) -> Tensor:
-            labels = torch.full((len(x),), chosen)
-            return -self.process.schedule.sigma(s) * model.score(x, s)[0] + self.correction(x, s, labels).to(x)
+            labels = nn.functional.one_hot(torch.full((len(x),), chosen), classes + 1).double()
+            return -self.process.schedule.sigma(s) * model.score(x, s)[0] + network(x, s, labels).to(x)
 
         return NoisePrediction(predict, self.process.event_shape)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sdecontrol.conditioning.classifier import check_classes, check_logits
 from sdecontrol.conditioning.networks import LevelNetwork
 from sdecontrol.conditioning.pairs import Pairs, check_label
+from sdecontrol.conditioning.rewards import frozen
 from sdecontrol.conditioning.training import normals, train, uniforms
 from sdecontrol.controls import Control
 from sdecontrol.errors import check
@@ -80,8 +81,8 @@ class NoisedClassifier(nn.Module):
 
     def of(self, label: int) -> LogClassifier:
         """(x, s) -> log p(label | x_s), for sc.guidance.classifier. Raises BadInput for a label out of range."""
-        chosen = check_label(label, self.classes)
-        return lambda x, s: self.log_prob(x, s)[:, chosen].to(x.dtype)
+        chosen, model = check_label(label, self.classes), frozen(self)
+        return lambda x, s: model.log_prob(x, s)[:, chosen].to(x.dtype)
 
     def loss(self, pairs: Pairs, noise: Noise) -> Tensor:
         """-mean log p(y_i | alpha x_i + sqrt(h) z_i), the level even in time."""

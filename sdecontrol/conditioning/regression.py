@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sdecontrol.conditioning.pairs import TargetPairs
-from sdecontrol.conditioning.rewards import LabelReward
+from sdecontrol.conditioning.rewards import LabelReward, frozen
 from sdecontrol.conditioning.training import train
 from sdecontrol.errors import NotDefined, check
 from sdecontrol.finetune.checkpoint import FitRecord
@@ -49,7 +49,8 @@ class Regression(nn.Module):
     def reward(self, target: float, strength: float = 1.0) -> LabelReward:
         """strength log p(target | x). Raises BadInput for numbers that are not finite."""
         check(math.isfinite(target), f"target = {target}", "a finite number")
-        return LabelReward(lambda x: self.log_prob(x, float(target)), strength, f"log p({target:g}|x)")
+        model = frozen(self)
+        return LabelReward(lambda x: model.log_prob(x, float(target)), strength, f"log p({target:g}|x)")
 
     def as_label(self, target: float, strength: float = 1.0) -> GaussianLabel:
         """The same reward in closed form where the network is one linear layer: every exact answer applies.

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdecontrol.errors import check
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def frozen(module: Module) -> Module:
+    """A copy whose parameters are constants: what a reward or a guidance reads, whatever is trained afterwards."""
+    return copy.deepcopy(module).requires_grad_(False)
 
 
 class LabelReward:
