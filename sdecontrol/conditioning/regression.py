@@ -61,7 +61,7 @@ class Regression(nn.Module):
         layer = layers[0]
         if len(layers) != 1 or not isinstance(layer, nn.Linear):
             raise NotDefined("a closed form needs a linear regression, network = torch.nn.Linear(d, 1); use .reward")
-        bias = 0.0 if layer.bias is None else float(layer.bias)
+        bias = 0.0 if layer.bias is None else float(layer.bias.detach())
         return GaussianLabel(layer.weight.detach()[0].double(), target - bias, self.noise, strength)
 
 

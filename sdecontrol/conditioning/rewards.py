@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from sdecontrol.errors import check
 
-
 Module = TypeVar("Module", bound=nn.Module)
 
 
