@@ -124,7 +124,8 @@ def posterior_draws(case: Case, label: Label, t: float) -> tuple[Array, Array]:
     subject, rng = subject_of(case), case.rng
     z = subject.points(t, 16, rng)
     best = z[[label.telling(label.log_h(t, z, 1.0))]]
-    return best, subject.clean(t).draw(best, case.paths // 2 if label is subject.linear else case.paths, rng)
+    n = case.paths // 2 if label is subject.linear else 2 * case.paths
+    return best, subject.clean(t).draw(best, n, rng)
 
 
 def likelihood_row(case: Case, label: Label, strength: float) -> None:

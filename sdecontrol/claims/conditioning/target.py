@@ -133,7 +133,7 @@ def simulated_mixture(case: Case) -> None:
     """Mixtures of few dimensions: mean of w . x under u* from nu* as the steps vanish, against p_gamma."""
     subject, process = subject_of(case), case.problem.process
     if process.is_affine or process.dim > LOW:
-        raise NotApplicable("affine chains are known exactly; mixtures of many dimensions are checked by draws")
+        raise NotApplicable("affine chains are known exactly; mixtures in many dimensions by draws")
     if case.quick:
         raise NotApplicable("three nested grids are left out of a quick run")
     label, bench = subject.linear, bench_of(case, subject.linear, STRENGTH)

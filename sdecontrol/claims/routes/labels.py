@@ -161,7 +161,7 @@ class Subject:
 
     def __init__(self, problem: Problem):
         self.problem, self.latent = problem, Latent(problem)
-        self._exact: dict[tuple[Any, float], Any] = {}
+        self._problems: dict[tuple[Any, float], Problem] = {}
         self._clean: dict[float, Clean] = {}
         self._steps: dict[tuple[float, float], Clean] = {}
 
@@ -190,14 +190,16 @@ class Subject:
         return Joint(self.linear, LinearLabel(self, w, float(w @ law.mean) - AWAY * spread, BLUR * spread), (1.0, 0.5))
 
     def exact(self, label: Any, strength: float) -> Any:
-        """The library's answers to the problem with the reward strength log p(y|x) at temperature 1."""
-        key = label, strength
-        if key not in self._exact:
-            self._exact[key] = self.problem_of(label, strength).exact
-        return self._exact[key]
+        """The library's answers to the problem with the reward strength log p(y|x), at temperature 1."""
+        return self.problem_of(label, strength).exact
 
     def problem_of(self, label: Any, strength: float) -> Problem:
-        return type(self.problem)(self.problem.process, label.reward(strength), 1.0, name=self.problem.name)
+        """The process of the problem with that reward instead of its own, made once."""
+        key = label, strength
+        if key not in self._problems:
+            reward, process, name = label.reward(strength), self.problem.process, self.problem.name
+            self._problems[key] = type(self.problem)(process, reward, 1.0, name=name)
+        return self._problems[key]
 
     def clean(self, t: float) -> Clean:
         """The law of Y_T given Y_t."""
