@@ -120,7 +120,8 @@ def simulated_chain(case: Case) -> None:
     answers, bench = answers_of(case, label, STRENGTH), bench_of(case, label, STRENGTH)
     grid, w = bench.clock(12), torch.as_tensor(subject.latent.frame.basis @ label.w)
     exact = moments(process, process.default_kernel, grid, answers.initial, answers.control)
-    path = simulate(process, answers.control, answers.initial, grid=grid, n=max(3_000, case.paths // 4), noise=case.noise,
+    n = max(3_000, case.paths // 4)
+    path = simulate(process, answers.control, answers.initial, grid=grid, n=n, noise=case.noise,
                     keep="ends")  # fmt: skip
     ends, mean = path.terminal @ w, float(w @ exact.means[-1])
     variance = float(w @ exact.covariances[-1] @ w)

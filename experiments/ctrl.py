@@ -1,0 +1,411 @@
+"""Conditioning as control on a line: what the strength samples, what a scaled drift samples, and what data buy.
+
+Three overlapping Gaussians, VP noising, started from a point (CTRL's setting); the label is the component. In one
+dimension every target p(y|x)^g p_pre is a quadrature, and so is every value, so a sampled law is compared with the exact
+one. Two labels are learned from separate pairs in two dimensions. Learned classifiers, the CFG loss and a control
+trained by back-propagation (CTRL's Algorithm 2) are compared by the total variation of the law that comes out.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import sdecontrol as sc
+from experiments.record import record
+from sdecontrol import conditioning
+
+MODES = sc.GaussianMixture([0.4, 0.35, 0.25], [[-1.5], [0.0], [1.4]], [[[0.35]], [[0.25]], [[0.3]]])
+PROCESS = sc.ReverseProcess(sc.VP(0.1, 8.0), MODES, sc.Dirac([0.3]))
+GRID, KERNEL, PATHS = sc.TimeGrid.log_snr(300), sc.Ancestral(), 20_000
+STRENGTHS, LABEL, BINS = [0.5, 1.0, 4.0, 10.0], 1, 20
+SIZES, SEEDS, FEW = [30, 100, 300, 1_000, 3_000, 10_000], 20, 3
+LINE = torch.linspace(-6.0, 6.0, 1601, dtype=torch.float64)[:, None]
+REFERENCE = sc.Problem(PROCESS, sc.Linear([1.0]), 1.0).exact.reference
+
+
+class LineValue:
+    """u* of a reward on the line: amplitude (alpha/h) (E_tilted[X | y] - E[X | y]) by quadrature, splined over y."""
+
+    def __init__(self, reward: Any):
+        self.log_joint = MODES.log_prob(LINE), (MODES.log_prob(LINE) + reward(LINE)).detach()
+        self.nodes, self.kept = np.linspace(-6.0, 6.0, 481), {}
+
+    def _table(self, t: float) -> np.ndarray:
+        s = PROCESS.noise_level(t)
+        a, h = PROCESS.schedule.alpha(s), PROCESS.schedule.h(s)
+        y = torch.as_tensor(self.nodes)[:, None]
+        kernel = -((y - a * LINE[:, 0]) ** 2) / (2 * h)
+        plain, tilted = ((kernel + log_p).softmax(1) @ LINE[:, 0] for log_p in self.log_joint)
+        return (PROCESS.amplitude(t) * a / h * (tilted - plain)).numpy()
+
+    def control(self, t: float, x: Tensor) -> Tensor:
+        if t not in self.kept:
+            self.kept[t] = self._table(t)
+        return torch.as_tensor(np.interp(x[:, 0].numpy(), self.nodes, self.kept[t]))[:, None]
+
+
+def target(reward: Any) -> Tensor:
+    """Masses of e^reward p_pre at the nodes of LINE: (1601,)."""
+    return (REFERENCE.log_prob(LINE) + reward(LINE)).detach().softmax(0)
+
+
+def sample(control: Any, problem: sc.Problem, seed: int = 1, n: int = PATHS, grid: Any = GRID) -> Tensor:
+    """Terminal states (n,)."""
+    path = sc.simulate(problem.process, control, grid=grid, kernel=KERNEL, n=n, noise=sc.Noise(seed), keep="ends")
+    return path.terminal[:, 0]
+
+
+def steered(reward: Any, **options: Any) -> Tensor:
+    """Samples of the optimum of a reward on the line."""
+    problem = sc.Problem(PROCESS, reward, 1.0)
+    control = sc.guidance.doob(problem, LineValue(reward), form="lookahead")
+    return sample(control, problem, **options)
+
+
+def bins_of(masses: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Edges of BINS bins of about equal mass and their masses."""
+    below = masses.cumsum(0).numpy()
+    inner = np.unique(np.searchsorted(below, np.arange(1, BINS) / BINS))
+    edges = (LINE[:, 0].numpy()[inner] + LINE[:, 0].numpy()[inner + 1]) / 2
+    return edges, np.diff(np.concatenate([[0.0], below[inner], [1.0]]))
+
+
+def tv(x: Tensor, masses: Tensor) -> float:
+    """Total variation over the bins; sampling alone leaves about sqrt(BINS / (2 pi n)) of it."""
+    edges, expected = bins_of(masses)
+    found = np.bincount(np.searchsorted(edges, x.numpy()), minlength=len(expected)) / len(x)
+    return float(np.abs(found - expected).sum() / 2)
+
+
+def against(x: Tensor, masses: Tensor) -> dict[str, float]:
+    """z-scores of mean and variance against a law at the nodes, chi-square over its bins, and the total variation."""
+    mean = float(masses @ LINE[:, 0])
+    variance = float(masses @ (LINE[:, 0] - mean) ** 2)
+    edges, expected = bins_of(masses)
+    counts = np.bincount(np.searchsorted(edges, x.numpy()), minlength=len(expected))
+    chi = float((((counts - len(x) * expected) ** 2) / (len(x) * expected)).sum())
+    return {
+        "mean": mean, "variance": variance, "sampled_mean": float(x.mean()), "sampled_variance": float(x.var()),
+        "z_mean": sc.Estimate.mean(x).z(mean), "z_variance": sc.Estimate.mean((x - mean) ** 2).z(variance),
+        "chi_square_per_degree": chi / (len(expected) - 1), "tv": tv(x, masses),
+    }  # fmt: skip
+
+
+def strengths() -> list[dict[str, Any]]:
+    """The sampled law at each strength, under the exact control and under the scaled drift."""
+    one = sc.Problem(PROCESS, sc.ComponentLabel(MODES, LABEL), 1.0)
+    rows = []
+    for strength in STRENGTHS:
+        reward = sc.ComponentLabel(MODES, LABEL, strength)
+        masses = target(reward)
+        scaled = conditioning.scaled_drift(one, strength)
+        found = {"power": steered(reward), "scaled": sample(scaled, one)}
+        width = 0.1
+        edges = np.arange(-3.5, 3.5 + width / 2, width)
+        density = {name: (np.histogram(x.numpy(), edges)[0] / len(x) / width).tolist() for name, x in found.items()}
+        shown = (masses / float(LINE[1, 0] - LINE[0, 0]))[::8].tolist()
+        rows.append({
+            "strength": strength, **{name: against(x, masses) for name, x in found.items()},
+            "density": density, "centres": ((edges[1:] + edges[:-1]) / 2).tolist(), "target": shown,
+            "nodes": LINE[::8, 0].tolist(),
+        })  # fmt: skip
+    return rows
+
+
+def pairs(n: int, seed: int) -> conditioning.Pairs:
+    """n draws of the data with their components."""
+    rng = np.random.default_rng([n, seed])
+    y = rng.choice(3, size=n, p=MODES.weights.numpy())
+    x = MODES.means.numpy()[y, 0] + np.sqrt(MODES.covariances.numpy()[y, 0, 0]) * rng.standard_normal(n)
+    return conditioning.Pairs(torch.tensor(x)[:, None], torch.tensor(y), 3, empty=True)
+
+
+class Polynomial(nn.Module):
+    """Logits linear in (1, x, ..., x^degree); the truth has degree 2."""
+
+    def __init__(self, degree: int):
+        super().__init__()
+        self.degree, self.layer = degree, conditioning.mlp(degree, 3, hidden=0, zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.cat([(x / 2) ** k for k in range(1, self.degree + 1)], 1))
+
+
+CLASSES = {"linear logits": lambda: Polynomial(1), "quadratic logits": lambda: Polynomial(2),
+           "network": lambda: conditioning.mlp(1, 3, width=32, hidden=1)}  # fmt: skip
+
+
+def learned(make: Any, offline: conditioning.Pairs, steps: int = 300) -> conditioning.Classifier:
+    classifier = conditioning.Classifier(make(), 3)
+    optimiser = torch.optim.Adam(classifier.parameters(), lr=0.1)
+    conditioning.fit_classifier(classifier, offline, steps=steps, optimiser=optimiser, decay=sc.finetune.cosine,
+                                progress=False)  # fmt: skip
+    return classifier
+
+
+def distance(p: Tensor, q: Tensor) -> float:
+    """E |p(.|x) - q(.|x)|_1^2 over the data, probabilities (1601, 3)."""
+    return float(MODES.log_prob(LINE).softmax(0) @ (p - q).abs().sum(1).square())
+
+
+def probabilities(classifier: conditioning.Classifier) -> Tensor:
+    with torch.no_grad():
+        return classifier.log_prob(LINE).exp()
+
+
+TRUTH = MODES.log_responsibilities(LINE).exp()
+
+
+def error_split() -> dict[str, Any]:
+    """(7) in parts: best in class against the truth, n pairs against the best in class, few steps against many."""
+    found: dict[str, Any] = {"sizes": SIZES, "steps": [3, 10, 30, 100]}
+    for name, make in CLASSES.items():
+        best = probabilities(learned(make, pairs(100_000, 99), 400))
+        total, statistical = [], []
+        for n in SIZES:
+            fits = [probabilities(learned(make, pairs(n, seed))) for seed in range(SEEDS if name != "network" else 5)]
+            total.append(sc.Estimate.mean([distance(p, TRUTH) for p in fits]).to_dict())
+            statistical.append(sc.Estimate.mean([distance(p, best) for p in fits]).to_dict())
+        done = probabilities(learned(make, pairs(1_000, 0), 400))
+        optimisation = [distance(probabilities(learned(make, pairs(1_000, 0), k)), done) for k in found["steps"]]
+        slope = float(np.polyfit(np.log(SIZES[2:]), np.log([e["value"] for e in statistical[2:]]), 1)[0])
+        found[name] = {"misspecification": distance(best, TRUTH), "total": total, "statistical": statistical,
+                       "slope": slope, "optimisation": optimisation}  # fmt: skip
+    return found
+
+
+def cfg_samples(model: conditioning.ConditionalNoise, strength: float, seed: int) -> Tensor:
+    problem = sc.Problem(PROCESS, sc.Linear([0.0]), 1.0)
+    control = sc.guidance.cfg(problem, model.model(LABEL), strength)
+    with torch.no_grad():
+        return sample(control, problem, seed, n=8_000, grid=sc.TimeGrid.log_snr(100))
+
+
+def efficiency() -> dict[str, Any]:
+    """TV of the output to the true target as the offline set grows: CTRL's classifier, and the CFG loss."""
+    rows: dict[str, Any] = {"sizes": SIZES, "steps": 400, "floor": (BINS / (2 * np.pi * 8_000)) ** 0.5}
+    for strength in (1.0, 4.0):
+        masses = target(sc.ComponentLabel(MODES, LABEL, strength))
+        for name in ("quadratic logits", "network"):
+            rows[f"{name}, {strength:g}"] = []
+            for n in SIZES:
+                fits = [learned(CLASSES[name], pairs(n, seed)) for seed in range(2 * FEW)]
+                laws = [target(fit.reward(LABEL, strength)) for fit in fits]
+                off = [binned_tv(law, masses) for law in laws]
+                rows[f"{name}, {strength:g}"].append(sc.Estimate.mean(off).to_dict())
+    gaps: dict[float, list[Any]] = {1.0: [], 4.0: []}
+    for n in SIZES:
+        models = [fitted_cfg(n, seed) for seed in range(FEW)]
+        for strength, found in gaps.items():
+            masses = target(sc.ComponentLabel(MODES, LABEL, strength))
+            off = [tv(cfg_samples(model, strength, 7 + seed), masses) for seed, model in enumerate(models)]
+            found.append(sc.Estimate.mean(off).to_dict())
+    return rows | {f"CFG loss, {strength:g}": found for strength, found in gaps.items()}
+
+
+def binned_tv(law: Tensor, masses: Tensor) -> float:
+    """Total variation of two laws at the nodes over the bins of the second."""
+    edges, expected = bins_of(masses)
+    place = torch.as_tensor(np.searchsorted(edges, LINE[:, 0].numpy()))
+    found = torch.zeros(len(expected), dtype=torch.float64).index_add(0, place, law).numpy()
+    return float(np.abs(found - expected).sum() / 2)
+
+
+def fitted_cfg(n: int, seed: int) -> conditioning.ConditionalNoise:
+    model = conditioning.ConditionalNoise(PROCESS, 3, width=48, seed=seed)
+    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
+    conditioning.fit_conditional(model, pairs(n, seed), steps=400, n=256, optimiser=optimiser,
+                                 decay=sc.finetune.cosine, noise=sc.Noise(seed), progress=False)  # fmt: skip
+    return model
+
+
+def confusion() -> dict[str, Any]:
+    """Rows the label asked for, columns the component that the exact posterior finds most probable."""
+    found = {}
+    for strength in STRENGTHS:
+        rows = []
+        for label in range(3):
+            x = steered(sc.ComponentLabel(MODES, label, strength), n=4_000, grid=sc.TimeGrid.log_snr(100))
+            seen = MODES.log_responsibilities(x[:, None]).argmax(1)
+            rows.append((torch.bincount(seen, minlength=3) / len(x)).tolist())
+        found[f"{strength:g}"] = {"matrix": rows, "accuracy": float(np.mean(np.diag(np.array(rows))))}
+    return found
+
+
+def two_labels() -> dict[str, Any]:
+    """Two labels in the plane, each from its own pairs; laws on a grid by quadrature, samples from the learned tilt."""
+    law = sc.GaussianMixture([0.5, 0.3, 0.2], [[-1.0, 0.0], [1.0, 1.0], [0.6, -1.2]], [0.3, 0.25, 0.3])
+    process = sc.ReverseProcess(sc.VP(0.1, 8.0), law, "marginal")
+    rng = np.random.default_rng(5)
+    first, second = (law.sample(20_000, sc.Noise(seed)) for seed in (11, 12))
+    one = lambda x: law.log_responsibilities(x)[:, 0]  # noqa: E731  log P(component 0 | x)
+    two = lambda x: nn.functional.logsigmoid(3 * (x[:, 1] - 0.2))  # noqa: E731
+    classifiers = []
+    for x, truth in ((first, one), (second, two)):
+        y = torch.as_tensor(rng.uniform(size=len(x)) < truth(x).exp().numpy()).long()
+        train, held = conditioning.Pairs(x, y, 2).split(0.2)
+        classifier = conditioning.Classifier(conditioning.mlp(2, 2, width=24, hidden=1), 2)
+        optimiser = torch.optim.Adam(classifier.parameters(), lr=2e-2)
+        conditioning.fit_classifier(classifier, train, steps=600, n=1_024, optimiser=optimiser,
+                                    decay=sc.finetune.cosine, progress=False)  # fmt: skip
+        classifiers.append((classifier, classifier.calibrate(held)))
+    strengths = (2.0, 1.0)
+    reward = sum_of([c.reward(1, g) for (c, _), g in zip(classifiers, strengths)])
+    axis = torch.linspace(-4.0, 4.0, 241, dtype=torch.float64)
+    plane = torch.cartesian_prod(axis, axis)
+    learned_law = (law.log_prob(plane) + reward(plane)).detach().softmax(0)
+    true_law = (law.log_prob(plane) + strengths[0] * one(plane) + strengths[1] * two(plane)).softmax(0)
+    single = (law.log_prob(plane) + strengths[0] * one(plane)).softmax(0)
+    path = sc.simulate(process, PlaneValue(process, law, reward).as_control(), conditioned_start(process, learned_law,
+                       plane), grid=sc.TimeGrid.log_snr(200), kernel=KERNEL, n=8_000, noise=sc.Noise(3), keep="ends")  # fmt: skip
+    x = path.terminal
+    moments = {"x1": lambda p: p[:, 0], "x2": lambda p: p[:, 1], "x1 x2": lambda p: p[:, 0] * p[:, 1],
+               "x1^2": lambda p: p[:, 0] ** 2, "x2^2": lambda p: p[:, 1] ** 2}  # fmt: skip
+    rows = {
+        name: {"sampled": sc.Estimate.mean(f(x)).to_dict(), "learned": float(learned_law @ f(plane)),
+               "true": float(true_law @ f(plane)), "first_label_only": float(single @ f(plane)),
+               "z_learned": sc.Estimate.mean(f(x)).z(float(learned_law @ f(plane))),
+               "z_true": sc.Estimate.mean(f(x)).z(float(true_law @ f(plane)))}
+        for name, f in moments.items()
+    }  # fmt: skip
+    return {
+        "moments": rows, "temperatures": [t for _, t in classifiers], "pairs": 20_000,
+        "tv_learned_to_true": float((learned_law - true_law).abs().sum() / 2),
+        "tv_first_label_only": float((single - true_law).abs().sum() / 2),
+        "points": x[:800].tolist(), "axis": axis[::4].tolist(),
+        "true": (true_law.view(241, 241)[::4, ::4] / float(axis[1] - axis[0]) ** 2).tolist(),
+    }  # fmt: skip
+
+
+def sum_of(rewards: list[Any]) -> Any:
+    return conditioning.SumReward(rewards)
+
+
+class PlaneValue:
+    """grad log E[e^r | y] in the plane by weights over one fixed sample of the data, tabulated on a grid of y."""
+
+    def __init__(self, process: sc.ReverseProcess, law: Any, reward: Any):
+        self.process, axis = process, torch.linspace(-3.6, 3.6, 73, dtype=torch.float64)
+        self.x = torch.cartesian_prod(axis, axis)
+        self.log_p = law.log_prob(self.x)
+        self.log_tilt = (self.log_p + reward(self.x)).detach()
+        self.axis, self.kept = torch.linspace(-5.0, 5.0, 61, dtype=torch.float64), {}
+
+    def _table(self, t: float) -> Tensor:
+        s = self.process.noise_level(t)
+        a, h = self.process.schedule.alpha(s), self.process.schedule.h(s)
+        y = torch.cartesian_prod(self.axis, self.axis)
+        kernel = (a * (y @ self.x.mT) - a * a * self.x.square().sum(1) / 2) / h
+        plain, tilted = ((kernel + log_p).softmax(1) @ self.x for log_p in (self.log_p, self.log_tilt))
+        return (self.process.amplitude(t) * a / h * (tilted - plain)).view(61, 61, 2)
+
+    def at(self, t: float, x: Tensor) -> Tensor:
+        """Bilinear in the table; below a posterior width of a cell, the label's own slope would do."""
+        if t not in self.kept:
+            self.kept[t] = self._table(t).permute(2, 0, 1)[None]
+        where = (x / 5.0).flip(1)[None, None]
+        return nn.functional.grid_sample(self.kept[t], where, align_corners=True)[0, :, 0].mT
+
+    def as_control(self) -> sc.StateControl:
+        return sc.StateControl(self.at)
+
+
+def conditioned_start(process: sc.ReverseProcess, masses: Tensor, plane: Tensor) -> Tensor:
+    """8 000 draws of the tilted data noised to the horizon: nu* for a start at the noised data law."""
+    generator = torch.Generator().manual_seed(9)
+    rows = torch.multinomial(masses, 8_000, replacement=True, generator=generator)
+    a, h = process.schedule.alpha(process.horizon), process.schedule.h(process.horizon)
+    return a * plane[rows] + h**0.5 * torch.randn(8_000, 2, dtype=torch.float64, generator=generator)
+
+
+def scores() -> dict[str, Any]:
+    """Gaussian data and label: the variance and mean of the power, of the scaled drift, and of two-strength CFG."""
+    schedule, start = sc.VP(), sc.Gaussian([0.0], [[1.0]])
+    data, posterior = sc.Gaussian([0.0], [[1.0]]), sc.Gaussian([1.2], [[0.2]])  # label 1.5 with noise 1/2
+    strengths = np.linspace(0.0, 10.0, 41).tolist()
+    rows = []
+    for g in strengths:
+        law = conditioning.combined_gaussian(schedule, [data, posterior], [1 - g, g], start)
+        rows.append({"strength": g, "mean": float(law.mean), "variance": float(law.covariance),
+                     "tilt_mean": 1.5 * g / (g + 0.25), "tilt_variance": 0.25 / (g + 0.25)})  # fmt: skip
+    both = sc.Gaussian([1.5 * 8 / 9], [[1 / 9]])  # a second label of the same kind
+    two = conditioning.combined_gaussian(schedule, [data, posterior, both], [1 - 2.0, 2.0 - 3.0, 3.0], start)
+    precision = (1 - 2) / 1.0 + (2 - 3) / 0.2 + 3 * 9
+    pull = (2 - 3) * 1.2 / 0.2 + 3 * 12.0
+    return {"rows": rows, "two_strengths": {"mean": float(two.mean), "variance": float(two.covariance),
+            "tilt_mean": pull / precision, "tilt_variance": 1 / precision}}  # fmt: skip
+
+
+def planned() -> dict[str, Any]:
+    """Algorithm 2: a control trained by back-propagation through the paths of a learned, calibrated classifier."""
+    offline, held = pairs(3_000, 1).split(0.2)
+    classifier = learned(CLASSES["quadratic logits"], offline)
+    temperature = classifier.calibrate(held)
+    reward = classifier.reward(LABEL, 4.0)
+    problem = sc.Problem(PROCESS, reward, 1.0)
+    grid = sc.TimeGrid.log_snr(40)
+    family = sc.finetune.DenoiserFamily(1, width=48, blocks=2, dtype=torch.float64)
+    control, record_of = sc.fit(problem, family, sc.finetune.RelativeEntropy(), steps=250, n=256, rate=1e-2, grid=grid,
+                                kernel=KERNEL, progress=False)  # fmt: skip
+    with torch.no_grad():
+        x = sample(control, problem, n=8_000, grid=grid)
+    exact = steered(reward, n=8_000, grid=grid)
+    masses, truth = target(reward), target(sc.ComponentLabel(MODES, LABEL, 4.0))
+    return {"temperature": temperature, "iterations": record_of.iterations, "tv_learned_target": tv(x, masses),
+            "tv_true_target": tv(x, truth), "tv_exact_control_same_chain": tv(exact, masses),
+            "tv_no_control": tv(sample(None, problem, n=8_000, grid=grid), truth)}  # fmt: skip
+
+
+def noised() -> dict[str, Any]:
+    """Guidance at strength 1 by a classifier trained on noised pairs, and by the exact one."""
+    problem = sc.Problem(PROCESS, sc.ComponentLabel(MODES, LABEL), 1.0)
+    masses, grid = target(sc.ComponentLabel(MODES, LABEL)), sc.TimeGrid.log_snr(100)
+    model = conditioning.NoisedClassifier(PROCESS.schedule, 1, 3)
+    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
+    conditioning.fit_noised(model, pairs(10_000, 2), steps=600, n=512, optimiser=optimiser, decay=sc.finetune.cosine,
+                            progress=False)  # fmt: skip
+    laws = {"trained": model.of(LABEL), "exact": conditioning.exact_classifier(problem)}
+    return {name: tv(sample(sc.guidance.classifier(problem, c), problem, n=8_000, grid=grid), masses)
+            for name, c in laws.items()}  # fmt: skip
+
+
+def finite() -> dict[str, Any]:
+    """A lazy random walk on 31 states with a label: TV of the scaled kernels to the power, exact."""
+    states = np.arange(31)
+    kernel = 0.5 * np.eye(31) + 0.25 * (np.eye(31, k=1) + np.eye(31, k=-1))
+    kernel[0, 0] = kernel[-1, -1] = 0.75
+    start = np.exp(-((states - 15.0) ** 2) / 18)
+    chain = conditioning.FiniteChain.of(start / start.sum(), np.repeat(kernel[None], 40, 0))
+    log_p = -np.logaddexp(0.0, -(states - 20) / 2.0)  # logistic label
+    rows = []
+    for strength in STRENGTHS:
+        power = chain.conditioned(strength * log_p)
+        apart = np.abs(power.marginals()[-1] - chain.scaled(log_p, strength).marginals()[-1]).sum() / 2
+        rows.append({"strength": strength, "tv_scaled": float(apart), "path_kl": sum(power.path_kl(chain))})
+    return {"rows": rows}
+
+
+PARTS = {"strengths": strengths, "scores": scores, "finite": finite, "confusion": confusion, "two_labels": two_labels,
+         "error_split": error_split, "noised": noised, "planned": planned, "efficiency": efficiency}  # fmt: skip
+
+
+def measure() -> dict[str, Any]:
+    found: dict[str, Any] = {"paths": PATHS, "steps": len(GRID.resolve(PROCESS).times) - 1}
+    for name, part in PARTS.items():
+        began = time.process_time()
+        found[name] = part()
+        print(f"{name}: {time.process_time() - began:.0f} s of CPU", flush=True)
+    return found
+
+
+def main() -> None:
+    record("ctrl", measure())
+
+
+if __name__ == "__main__":
+    main()
