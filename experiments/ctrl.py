@@ -21,9 +21,9 @@ from sdecontrol import conditioning
 
 MODES = sc.GaussianMixture([0.4, 0.35, 0.25], [[-1.5], [0.0], [1.4]], [[[0.35]], [[0.25]], [[0.3]]])
 PROCESS = sc.ReverseProcess(sc.VP(0.1, 8.0), MODES, sc.Dirac([0.3]))
-GRID, KERNEL, PATHS, PAIRS = sc.TimeGrid.log_snr(300), sc.Ancestral(), 10_000, 20_000
+GRID, KERNEL, PATHS, PAIRS = sc.TimeGrid.log_snr(150), sc.Ancestral(), 10_000, 20_000
 STRENGTHS, LABEL, BINS = [0.5, 1.0, 4.0, 10.0], 1, 20
-SIZES, SEEDS, FEW = [30, 100, 300, 1_000, 3_000, 10_000], 8, 3
+SIZES, SEEDS, FEW = [30, 100, 300, 1_000, 3_000, 10_000], 6, 2
 NARROW = 3.0  # spacings of LINE below which the posterior is narrower than the rule: there the label is read at y/alpha
 LINE = torch.linspace(-6.0, 6.0, 801, dtype=torch.float64)[:, None]
 REFERENCE = sc.Problem(PROCESS, sc.Linear([1.0]), 1.0).exact.reference
@@ -149,7 +149,7 @@ CLASSES = {"linear logits": lambda: Polynomial(1), "quadratic logits": lambda: P
            "network": lambda: conditioning.mlp(1, 3, width=32, hidden=1)}  # fmt: skip
 
 
-def learned(make: Any, offline: conditioning.Pairs, steps: int = 150) -> conditioning.Classifier:
+def learned(make: Any, offline: conditioning.Pairs, steps: int = 100) -> conditioning.Classifier:
     classifier = conditioning.Classifier(make(), 3)
     optimiser = torch.optim.Adam(classifier.parameters(), lr=0.1)
     conditioning.fit_classifier(classifier, offline, steps=steps, optimiser=optimiser, decay=sc.finetune.cosine,
@@ -174,13 +174,13 @@ def error_split() -> dict[str, Any]:
     """(7) in parts: best in class against the truth, n pairs against the best in class, few steps against many."""
     found: dict[str, Any] = {"sizes": SIZES, "steps": [3, 10, 30, 100]}
     for name, make in CLASSES.items():
-        best = probabilities(learned(make, pairs(100_000, 99), 200))
+        best = probabilities(learned(make, pairs(50_000, 99), 150))
         total, statistical = [], []
         for n in SIZES:
             fits = [probabilities(learned(make, pairs(n, seed))) for seed in range(SEEDS if name != "network" else FEW)]
             total.append(sc.Estimate.mean([distance(p, TRUTH) for p in fits]).to_dict())
             statistical.append(sc.Estimate.mean([distance(p, best) for p in fits]).to_dict())
-        done = probabilities(learned(make, pairs(1_000, 0), 400))
+        done = probabilities(learned(make, pairs(1_000, 0), 300))
         optimisation = [distance(probabilities(learned(make, pairs(1_000, 0), k)), done) for k in found["steps"]]
         slope = float(np.polyfit(np.log(SIZES[2:]), np.log([e["value"] for e in statistical[2:]]), 1)[0])
         found[name] = {"misspecification": distance(best, TRUTH), "total": total, "statistical": statistical,
@@ -192,15 +192,16 @@ def cfg_samples(model: conditioning.ConditionalNoise, strength: float, seed: int
     problem = sc.Problem(PROCESS, sc.Linear([0.0]), 1.0)
     control = sc.guidance.cfg(problem, model.model(LABEL), strength)
     with torch.no_grad():
-        return sample(control, problem, seed, n=5_000, grid=sc.TimeGrid.log_snr(80))
+        return sample(control, problem, seed, n=5_000, grid=sc.TimeGrid.log_snr(60))
 
 
 def efficiency() -> dict[str, Any]:
     """TV of the output to the true target as the offline set grows: CTRL's classifier, and the CFG loss."""
-    rows: dict[str, Any] = {"sizes": SIZES, "steps": 300, "floor": (BINS / (2 * np.pi * 5_000)) ** 0.5}
+    sizes = SIZES[1::2]
+    rows: dict[str, Any] = {"sizes": sizes, "steps": 300, "floor": (BINS / (2 * np.pi * 5_000)) ** 0.5}
     laws = {g: target(sc.ComponentLabel(MODES, LABEL, g)) for g in (1.0, 4.0)}
     for name in ("quadratic logits", "network", "CFG loss"):
-        for n in SIZES:
+        for n in sizes:
             if name == "CFG loss":
                 models = [fitted_cfg(n, seed) for seed in range(FEW)]
                 off = {g: [tv(cfg_samples(m, g, seed), laws[g]) for seed, m in enumerate(models)] for g in laws}
@@ -234,7 +235,7 @@ def confusion() -> dict[str, Any]:
     for strength in STRENGTHS:
         rows = []
         for label in range(3):
-            x = steered(sc.ComponentLabel(MODES, label, strength), n=2_000, grid=sc.TimeGrid.log_snr(100))
+            x = steered(sc.ComponentLabel(MODES, label, strength), n=2_000, grid=sc.TimeGrid.log_snr(60))
             seen = MODES.log_responsibilities(x[:, None]).argmax(1)
             rows.append((torch.bincount(seen, minlength=3) / len(x)).tolist())
         found[f"{strength:g}"] = {"matrix": rows, "accuracy": float(np.mean(np.diag(np.array(rows))))}
@@ -252,7 +253,7 @@ def two_labels() -> dict[str, Any]:
         train, held = conditioning.Pairs(x, y, 2).split(0.2)
         classifier = conditioning.Classifier(conditioning.mlp(1, 2, width=32), 2)
         optimiser = torch.optim.Adam(classifier.parameters(), lr=1e-2)
-        conditioning.fit_classifier(classifier, train, steps=600, n=1_024, optimiser=optimiser,
+        conditioning.fit_classifier(classifier, train, steps=500, n=1_024, optimiser=optimiser,
                                     decay=sc.finetune.cosine, progress=False)  # fmt: skip
         temperatures.append(classifier.calibrate(held))
         rewards.append(classifier.reward(1, strength))
@@ -296,7 +297,7 @@ def planned() -> dict[str, Any]:
     problem = sc.Problem(PROCESS, reward, 1.0)
     grid = sc.TimeGrid.log_snr(25)
     family = sc.finetune.DenoiserFamily(1, width=48, blocks=2, dtype=torch.float64)
-    control, record_of = sc.fit(problem, family, sc.finetune.RelativeEntropy(), steps=120, n=192, rate=1e-2, grid=grid,
+    control, record_of = sc.fit(problem, family, sc.finetune.RelativeEntropy(), steps=80, n=128, rate=1e-2, grid=grid,
                                 kernel=KERNEL, progress=False)  # fmt: skip
     with torch.no_grad():
         x = sample(control, problem, n=5_000, grid=grid)
@@ -310,7 +311,7 @@ def planned() -> dict[str, Any]:
 def noised() -> dict[str, Any]:
     """Guidance at strength 1 by a classifier trained on noised pairs, and by the exact one."""
     problem = sc.Problem(PROCESS, sc.ComponentLabel(MODES, LABEL), 1.0)
-    masses, grid = target(sc.ComponentLabel(MODES, LABEL)), sc.TimeGrid.log_snr(80)
+    masses, grid = target(sc.ComponentLabel(MODES, LABEL)), sc.TimeGrid.log_snr(60)
     model = conditioning.NoisedClassifier(PROCESS.schedule, 1, 3)
     optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
     conditioning.fit_noised(model, pairs(10_000, 2), steps=400, n=256, optimiser=optimiser, decay=sc.finetune.cosine,

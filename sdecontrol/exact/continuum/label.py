@@ -15,10 +15,10 @@ from sdecontrol.errors import NoClosedForm
 from sdecontrol.exact.continuum.flow import DataLaw, Flow, Function, mixture
 from sdecontrol.exact.continuum.level import Level
 from sdecontrol.exact.continuum.quadrature import Piece, mean_under, piece_at
-from sdecontrol.exact.continuum.score import ScoreExact
+from sdecontrol.exact.continuum.score import IntegratedStart
 from sdecontrol.exact.continuum.started import ADVICE, StartedScore
 from sdecontrol.labels import ComponentLabel
-from sdecontrol.laws import Dirac, Gaussian, GaussianMixture, Law, TiltedLaw
+from sdecontrol.laws import Gaussian, GaussianMixture, Law, TiltedLaw
 from sdecontrol.schedules import Schedule
 
 _ROUNDING = 1e-12  # of strength/temperature, about 1
@@ -37,7 +37,7 @@ class LabelLevel(Level):
         return self.subset.score(x) - self.noised.score(x)
 
 
-class LabelScore(ScoreExact):
+class LabelScore(IntegratedStart):
     """The answers at strength/temperature = 1; NoClosedForm for another power or a label of another mixture."""
 
     reward: ComponentLabel
@@ -78,17 +78,6 @@ class LabelScore(ScoreExact):
     def path_kl(self) -> float:
         """E_{p_ft} log P(S | x) - log C, by quadrature up to two dimensions."""
         return mean_under(self.terminal, self.reward) / self.temperature - self.log_normalizer
-
-    @cached_property
-    def kl_initial(self) -> float:
-        """0 from a point; else E_{nu*} v(0, .)/temperature - log C by quadrature up to two dimensions."""
-        if isinstance(self.flow.start, Dirac):
-            return 0.0
-        return mean_under(self.initial, self.level(self.horizon).log_growth) - self.log_normalizer
-
-    @cached_property
-    def objective_untilted(self) -> float:
-        return self.temperature * mean_under(self.flow.start, self.level(self.horizon).log_growth)
 
 
 class StartedLabel(StartedScore, LabelScore):
