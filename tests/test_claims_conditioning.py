@@ -29,6 +29,18 @@ def test_every_claim_holds_on_every_built_in_problem(name):
         assert {row.rung for row in report.rows} >= rungs
 
 
+@pytest.mark.parametrize("law", ["gaussian", "mixture"])
+def test_they_hold_from_a_point_as_in_the_paper(law):
+    laws = {"gaussian": sc.Gaussian([0.3, 0.0], [[0.6, 0.2], [0.2, 0.4]]),
+            "mixture": sc.GaussianMixture([0.6, 0.4], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.2])}  # fmt: skip
+    process = sc.ReverseProcess(sc.VP(0.1, 6.0), laws[law], sc.Dirac([0.4, -0.3]))
+    problem = sc.Problem(process, sc.Linear([1.0, 0.0]), 1.0, name="from a point")
+    for id in IDS:
+        report = sc.verify(id, problem, mutants=True)
+        assert report.verdict == "holds", (id, report.reason)
+        assert "exact" in {row.rung for row in report.rows}
+
+
 def test_mutants_on_a_subspace_of_real_data():
     report = sc.verify("ctrl-lemma-3", resolve("digits-mixture").problem, mutants=True)
     assert report.verdict == "holds" and len(report.mutants) == 5 and all(m["rejected"] for m in report.mutants)

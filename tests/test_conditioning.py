@@ -281,6 +281,9 @@ def test_the_law_of_combined_scores_is_that_of_the_moment_equations(coefficients
 
     end = integrate.solve_ivp(rate, (0, 1), [0.2, 0.9], rtol=1e-11, atol=1e-13).y[:, -1]
     assert [float(found.mean), float(found.covariance)] == pytest.approx(list(end), rel=1e-8)
+    pointed = combined_gaussian(schedule, laws, coefficients, sc.Dirac([0.2]))
+    end = integrate.solve_ivp(rate, (0, 1), [0.2, 0.0], rtol=1e-11, atol=1e-13).y[:, -1]
+    assert [float(pointed.mean), float(pointed.covariance)] == pytest.approx(list(end), rel=1e-8)
 
 
 def test_bad_coefficients_of_scores():

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 from sdecontrol.errors import check
-from sdecontrol.laws import Gaussian
+from sdecontrol.laws import Dirac, Gaussian
 from sdecontrol.schedules import Schedule
 
 _ORDER, _PANELS = 20, 60  # Gauss-Legendre nodes a panel, panels even in log(rho + smallest variance)
 
 
 def combined_gaussian(
-    schedule: Schedule, laws: Sequence[Gaussian], coefficients: Sequence[float], start: Gaussian
+    schedule: Schedule, laws: Sequence[Gaussian], coefficients: Sequence[float], start: Gaussian | Dirac
 ) -> Gaussian:
     """The law of Y_T under the reverse SDE with the score sum_j c_j grad log p^j_s, started from `start`.
 

@@ -53,8 +53,8 @@ def _energy(subject: Subject, label: LinearLabel) -> tuple[float, float]:
         clean = subject.clean(t)
         pull = clean.gains[0].T @ label.w
         variance = float(label.w @ clean.covariances[0] @ label.w) + label.noise**2 / STRENGTH
-        law = subject.marginal(t)
-        mean, spread = float(clean.offsets[0] @ label.w + pull @ law.mean), float(pull @ law.covariance @ pull)
+        centre, covariance = subject.moments(t)
+        mean, spread = float(clean.offsets[0] @ label.w + pull @ centre), float(pull @ covariance @ pull)
         gain = spread / (spread + variance)
         miss = label.target - mean
         square = (miss * (1 - gain)) ** 2 + spread * (1 - gain)

@@ -18,7 +18,7 @@ from sdecontrol.claims.routes.labels import answers_of, subject_of
 from sdecontrol.claims.routes.quadrature import log_sum_exp
 from sdecontrol.estimate import Estimate
 from sdecontrol.exact.combined_scores import combined_gaussian
-from sdecontrol.laws import Gaussian
+from sdecontrol.laws import Dirac, Gaussian
 from sdecontrol.processes import ReverseProcess
 
 WEAK, STRONG = 0.5, 4.0
@@ -75,8 +75,10 @@ def chains(case: Case) -> None:
     start = subject.latent.moments(0.0, power.initial)
     gain = data[1] / (data[1] + label.noise**2)
     posterior = data[0] + gain * (label.target - data[0]), data[1] * (1 - gain)
-    laws = [Gaussian([m], [[v]]) for m, v in (data, posterior, (float(w @ start[0]), float(w @ start[1] @ w)))]
-    scaled = combined_gaussian(process.schedule, laws[:2], [1 - STRONG, STRONG], laws[2])
+    laws = [Gaussian([m], [[v]]) for m, v in (data, posterior)]
+    mean, variance = float(w @ start[0]), float(w @ start[1] @ w)
+    first = Gaussian([mean], [[variance]]) if variance > 0 else Dirac([mean])
+    scaled = combined_gaussian(process.schedule, laws, [1 - STRONG, STRONG], first)
     ends = float(scaled.mean), float(scaled.covariance)
     chain_rows(case, label, STRONG, STRONG * one.control, power.initial, ends, "scaled drift")
     case.bound("variance of w.x: scaled drift, below that of the power", ends[1], target[1],

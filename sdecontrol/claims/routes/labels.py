@@ -23,7 +23,8 @@ from sdecontrol.claims.routes.plain import Cloud, GaussianSum
 from sdecontrol.claims.routes.posterior import Clean, gaussian
 from sdecontrol.claims.routes.quadrature import LOG_2PI, SPACING, Array, log_sum_exp
 from sdecontrol.labels import ComponentLabel
-from sdecontrol.laws import Subspace
+from sdecontrol.laws import Dirac, Subspace
+from sdecontrol.processes import ReverseProcess
 from sdecontrol.rewards import GaussianLabel, Quadratic
 
 if TYPE_CHECKING:
@@ -209,10 +210,32 @@ class Subject:
         return self._clean[t]
 
     def marginal(self, t: float) -> GaussianSum:
-        """Q_t in latent coordinates."""
-        if self.latent.data is not None:
-            return self.latent.reference(t)
-        return self._transition(0.0, t).pushed(*self.latent.gaussian_start, SPACING) if t > 0 else self.latent.start
+        """Q_t in latent coordinates, t > 0; also from a point, the start of CTRL."""
+        latent, start = self.latent, self.latent.process.initial_law(0.0)
+        if isinstance(start, Dirac):
+            point = latent.encode(0.0, start.mean[None].numpy())
+            return self._from_start(t).given(point, np.zeros(1))
+        if latent.data is not None:
+            return latent.reference(t)
+        return self._from_start(t).pushed(*latent.gaussian_start, SPACING)
+
+    def moments(self, t: float) -> tuple[Array, Array]:
+        """Mean and covariance of Q_t, from t = 0 on."""
+        if t > 0:
+            law = self.marginal(t)
+            return law.mean, law.covariance
+        start = self.latent.process.initial_law(0.0)
+        return self.latent.moments(0.0, start)
+
+    def _from_start(self, t: float) -> Clean:
+        """Y_t given Y_0."""
+        process = self.latent.process
+        if self.latent.data is None:
+            return self._transition(0.0, t)
+        assert isinstance(process, ReverseProcess)
+        s, end = process.noise_level(t), process.horizon
+        ratio, q = process.schedule.ratio(end, s), process.schedule.transition_variance(end, s)
+        return Clean.of(self.latent.known_data if s == 0 else self.latent.noised(self.latent.known_data, t), ratio, q)
 
     def _transition(self, start: float, end: float) -> Clean:
         if (start, end) not in self._steps:
