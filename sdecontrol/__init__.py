@@ -6,7 +6,7 @@
 `import sdecontrol as sc` gives the names below; nothing heavier than torch and scipy is imported.
 """
 
-from sdecontrol import finetune, guidance, laws, problems, steering, value
+from sdecontrol import conditioning, finetune, guidance, laws, problems, steering, value
 from sdecontrol.claims import claims, verify, verify_all
 from sdecontrol.controls import AffineControl, Control, StateControl, StepControl
 from sdecontrol.errors import (
@@ -98,6 +98,7 @@ __all__ = [
     "chi_square",
     "claims",
     "compare",
+    "conditioning",
     "effective_sample_size",
     "evaluate",
     "feynman_kac",

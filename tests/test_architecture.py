@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "sdecontrol"
 LAYERS = [
     ["errors"],
     ["estimate", "noise", "time"],
-    ["schedules", "rewards", "laws"],
+    ["schedules", "rewards", "laws", "labels"],
     ["models", "processes"],
     ["kernels", "kernels_flow", "kernels_mixture", "kernels_multistep", "orders"],
     ["step", "stepper"],
@@ -34,6 +34,7 @@ LAYERS = [
     ["testing"],
     ["report"],
     ["finetune"],
+    ["conditioning"],
     ["backends"],
     ["cli", "__main__", ""],
 ]

@@ -19,7 +19,7 @@ def test_python_blocks_run() -> None:
         exec(compile(block, "README.md", "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", ["guidance", "values", "digits"])
+@pytest.mark.parametrize("page", ["conditioning", "digits", "guidance", "values"])
 def test_python_blocks_of_a_page_run(page: str) -> None:
     namespace: dict[str, object] = {}
     for block in re.findall(

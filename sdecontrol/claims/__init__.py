@@ -2,13 +2,14 @@
 
 base verification mutants   what a claim, a verdict and a wrong answer are
 entropy/                    the statements of Tang 2403.06279, one a file
+conditioning/               those of CTRL 2406.12120 on labels of the problem's process
 subspace/                   the statements of Guo et al. 2404.14743, one a file
 routes/                     second routes: what the library's answers are compared with, sharing no code with them
 
 Importing this package registers the claims in the order of the papers.
 """
 
-from sdecontrol.claims import entropy, subspace
+from sdecontrol.claims import entropy, conditioning, subspace  # isort: skip  (the order of the papers)
 from sdecontrol.claims.base import (
     Case,
     Claim,
@@ -21,6 +22,7 @@ from sdecontrol.claims.base import (
 from sdecontrol.claims.verification import iterate_all, verify, verify_all
 
 __all__ = [
+    "conditioning",
     "entropy",
     "Case",
     "Claim",

@@ -22,7 +22,7 @@ LARGEST_OUTSIDE = 1e-3  # share of the tilted law that may lie outside the box
 _REACH = 8  # an end node continues the parabola through itself and two nodes 1/8 and 1/4 of the axis away
 _PILOT_PATHS = 4096
 _TAILS = (1 / 16, 1 / 256)  # shares of the simulated states from whose quantiles a tail is continued
-_REACH = 2.1  # times the distance of these quantiles: the box of a Gaussian ends at five standard deviations
+_STRETCH = 2.1  # times the distance of these quantiles: the box of a Gaussian ends at five standard deviations
 _BOX_STDS = 5.0  # half width where too few weighted states are effective for quantiles
 _EFFECTIVE = 1024
 _DEPTH = 36.0  # a box around a density holds every point above e^-36 of its largest value
@@ -211,7 +211,7 @@ class Pilot:
             return x.gather(1, (mass < share).sum(1, keepdim=True).clamp(max=x.shape[1] - 1))[:, 0]
 
         (inner, outer), (upper, top) = map(quantile, _TAILS), (quantile(1 - share) for share in _TAILS)
-        return outer - _REACH * (inner - outer), top + _REACH * (top - upper)
+        return outer - _STRETCH * (inner - outer), top + _REACH * (top - upper)
 
     def _deviations(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Five standard deviations around the mean: (m, d) twice."""

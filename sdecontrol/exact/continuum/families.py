@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sdecontrol.errors import NoClosedForm
 from sdecontrol.exact.continuum.base import ContinuumExact
 from sdecontrol.exact.continuum.flow import components, flow_from
-from sdecontrol.exact.continuum.labels import ClassScore
+from sdecontrol.exact.continuum.labels import ClassScore, StartedClass
 from sdecontrol.exact.continuum.riccati import affine_quadratic
 from sdecontrol.exact.continuum.score import GaussianScore, MixtureScore, ScoreExact
 from sdecontrol.exact.continuum.started import StartedStep
@@ -30,13 +30,13 @@ _REASON = (
 
 
 def exact_score(problem: Problem) -> ContinuumExact:
-    """The exact score of a Gaussian or a mixture, or of one on a subspace; a quadratic or a step reward."""
+    """The exact score of a Gaussian or a mixture, or of one on a subspace; a quadratic, step or label reward."""
     process, reward = problem.process, problem.reward
     if not isinstance(process, ReverseProcess) or not process.has_exact_score:
         raise NoClosedForm("the process is not the reverse diffusion of an exact score")
     if not isinstance(reward, (Quadratic, Step, ClassPosterior)):
         raise NoClosedForm(
-            "the reward is not Quadratic or Step, whose Gaussian exponential moments are closed"
+            "the reward is not Quadratic, Step or ClassPosterior, whose means under a posterior are closed"
         )
     if isinstance(reward, ClassPosterior) and not reward.is_bayes(process.data_law, problem.temperature):
         raise NoClosedForm(
@@ -65,14 +65,16 @@ def _on_space(
             f"the data law is a {type(law).__name__}, not a Gaussian, a mixture or one of them on a subspace"
         )
     flow = flow_from(law, schedule, start)
-    if isinstance(reward, ClassPosterior):
-        return ClassScore(law, schedule, reward, temperature, flow, _REASON)
     gaussian_start = start if flow is None and isinstance(start, Gaussian) else None
     if isinstance(reward, Quadratic):
         if gaussian_start is not None:
             return StartedQuadratic(law, schedule, reward, temperature, gaussian_start)
         family = GaussianScore if len(components(law)) == 1 else MixtureScore
         return family(law, schedule, reward, temperature, flow, _REASON)
+    if isinstance(reward, ClassPosterior):
+        if gaussian_start is not None and reward.extra is None:
+            return StartedClass(law, schedule, reward, temperature, gaussian_start)
+        return ClassScore(law, schedule, reward, temperature, flow, _REASON)
     if gaussian_start is not None:
         return StartedStep(law, schedule, reward, temperature, gaussian_start)
     return StepScore(law, schedule, reward, temperature, flow, _REASON)

@@ -12,11 +12,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sdecontrol.exact.continuum.flow import DataLaw, Flow, log_weights, mixture
+from sdecontrol.exact.continuum.flow import DataLaw, Flow, Function, log_weights, mixture
 from sdecontrol.exact.continuum.level import Component, QuadraticLevel
-from sdecontrol.exact.continuum.quadrature import mean_under
+from sdecontrol.exact.continuum.quadrature import Piece, mean_under, piece_at
 from sdecontrol.exact.continuum.score import MixtureScore
-from sdecontrol.laws import ClassPosterior, Law
+from sdecontrol.exact.continuum.started import ADVICE, StartedScore
+from sdecontrol.laws import ClassPosterior, Gaussian, Law, TiltedLaw
 from sdecontrol.rewards import Quadratic
 from sdecontrol.schedules import Schedule
 
@@ -72,3 +73,18 @@ class ClassScore(MixtureScore):
     def expected_reward(self) -> float:
         """E_{p_ft} r, by quadrature up to two dimensions."""
         return mean_under(self.terminal, self.reward)
+
+
+class StartedClass(StartedScore, ClassScore):
+    """The same from a Gaussian start, nothing but the class in the reward: probabilities are at most 1, so the start
+    itself says where to look."""
+
+    def __init__(self, law: DataLaw, schedule: Schedule, reward: ClassPosterior, temperature: float, start: Gaussian):
+        ClassScore.__init__(self, law, schedule, reward, temperature, None, ADVICE)
+        self.start = start
+
+    def _tilted(self, s: float) -> Law:
+        return TiltedLaw(self._uncontrolled(s), self.level(s).log_growth, self.log_normalizer, log_bound=0.0)
+
+    def pieces(self, f: Function) -> list[Piece]:
+        return [piece_at(self.start, lambda y: self.start.log_prob(y) + self._growth(y), f)]

@@ -242,8 +242,8 @@ def tilt_kl(f: LogQuadratic, law: Law, tilted: Law, log_normalizer: float) -> fl
     return float(shift @ shift) / 2 + noise_law.variance_kl
 
 
-class MixtureScore(QuadraticScore):
-    """A mixture and a quadratic reward, started from the noised data law or from a point (derived)."""
+class IntegratedStart(ScoreExact):
+    """What is integrated over a start that is a mixture, up to two dimensions, or read at a point."""
 
     @cached_property
     def kl_initial(self) -> float:
@@ -256,3 +256,7 @@ class MixtureScore(QuadraticScore):
     def objective_untilted(self) -> float:
         """E_{p_noise} v(0, .) by quadrature in one and two dimensions; from a point, v(0, .) there."""
         return self.temperature * mean_under(self.flow.start, self.level(self.horizon).log_growth)
+
+
+class MixtureScore(IntegratedStart, QuadraticScore):
+    """A mixture and a quadratic reward, started from the noised data law or from a point (derived)."""
