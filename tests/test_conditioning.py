@@ -98,9 +98,9 @@ def test_a_component_label_on_a_subspace_and_its_errors():
     assert problem.exact.log_normalizer == pytest.approx(math.log(0.3))
     grad = torch.func.vmap(torch.func.grad(lambda z: problem.reward(z[None])[0]))(x)
     assert torch.allclose(problem.reward.gradient(x), grad, atol=1e-10)
-    with pytest.raises(NoClosedForm, match="power 2"):
+    with pytest.raises(NoClosedForm, match="closed mean at strength = temperature"):
         sc.Problem(problem.process, sc.ClassPosterior(law, 1, 2.0), 1.0).exact.value(0.5, x)
-    for wrong in ([], [0, 0], [3], [0, 1, 2], -1):
+    for wrong in ([], [0, 0], [3], -1):
         with pytest.raises(BadInput, match="components"):
             sc.ClassPosterior(MODES, wrong)
     with pytest.raises(BadInput, match="GaussianMixture"):

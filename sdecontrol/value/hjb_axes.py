@@ -211,7 +211,7 @@ class Pilot:
             return x.gather(1, (mass < share).sum(1, keepdim=True).clamp(max=x.shape[1] - 1))[:, 0]
 
         (inner, outer), (upper, top) = map(quantile, _TAILS), (quantile(1 - share) for share in _TAILS)
-        return outer - _STRETCH * (inner - outer), top + _REACH * (top - upper)
+        return outer - _STRETCH * (inner - outer), top + _STRETCH * (top - upper)
 
     def _deviations(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Five standard deviations around the mean: (m, d) twice."""
