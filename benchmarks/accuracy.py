@@ -14,7 +14,11 @@ they all take turns, at one thread and at all of them, and the better median cou
 to a target takes, for this library, only errors below it with two standard errors to spare, and for the others all
 that are not above it by two: the ratios are lower bounds.
 
-    python -m benchmarks.accuracy [--quick] [--rounds 5] [--problem NAME] [--out FILE]
+    python -m benchmarks.accuracy [--quick] [--rounds 5] [--problem NAME] [--out FILE] [--shortlist FILE]
+
+With --shortlist the other libraries' contenders are those that were among the fastest to a target in an earlier
+result, and their errors, which depend on nothing that has changed, are taken from there. A problem that the earlier
+result lacks takes the list of the one named in RELATED, and measures the errors.
 
 Writes benchmarks/results/accuracy.json after each problem. An interrupted run is taken up at the problem where it
 stopped; a finished one starts anew.
@@ -54,6 +58,7 @@ BATCHES = 8  # of coupled samples
 FIRST = 3  # batches of plain samples, enough to see that an error is far from every target
 COUPLED_ELEMENTS = 2**15  # normals a step in a coupled batch
 FINALISTS = 3  # contenders of a family and target that are timed in rounds
+RELATED = {"digits-mixture": "digits-gaussian"}
 USELESS = 5.0  # an error this many times the coarsest target: no more samples are taken
 
 Record = dict[str, Any]
@@ -124,13 +129,28 @@ def clock(case: Case, contender: Contender, threads: int, seed: int) -> tuple[fl
     return time.perf_counter() - started, time.process_time() - busy
 
 
-def measure(case: Case, rounds: int) -> list[Record]:
-    """Error, calls and seconds of every contender of one case."""
+def key_of(record: Record) -> str:
+    """`Contender.key` of the contender that a record is about."""
+    return " | ".join(str(record[name]) for name in ("family", "solver", "grid", "steps"))
+
+
+def shortlist(case: Case, earlier: Record) -> dict[str, Record]:
+    """Errors by key of the other libraries' finalists in an earlier result; empty where it is a related problem."""
+    records = earlier.get(case.name, earlier.get(RELATED.get(case.name, ""), {})).get("records", [])
+    chosen = [record for record in finalists(case, records) if record["family"] in WANTED]
+    names = ("error", "stderr", "low", "high", "resolved", "route") if case.name in earlier else ()
+    return {key_of(record): {name: record[name] for name in names} for record in chosen}
+
+
+def measure(case: Case, rounds: int, listed: dict[str, Record] | None = None) -> list[Record]:
+    """Error, calls and seconds of every contender of one case, or of ours and those listed."""
     contenders = [contender for family in FAMILIES for contender in family.contenders(case)]
+    if listed:
+        contenders = [c for c in contenders if c.family in OURS or c.key in listed]
     judge, records = Judge(case), []
     for contender in contenders:
         torch.set_num_threads(THREADS)
-        error = judge.error(contender)
+        error = (listed or {}).get(contender.key) or judge.error(contender)
         contender.sample(case.paths, 0)  # warm
         choices = sorted({1, THREADS}) if contender.threads else [THREADS]
         seconds = {threads: [clock(case, contender, threads, 1)] for threads in choices}
@@ -265,6 +285,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a sixteenth of the paths; writes only with --out")
     parser.add_argument("--out", type=Path, help="another file for the results")
     parser.add_argument("--problem", choices=list(cases()), help="this one only, the others are kept as they are")
+    parser.add_argument("--shortlist", type=Path, help="an earlier result, to time the other libraries' best only")
     options = parser.parse_args()
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()}
     mark, console = fingerprint(), Console(width=118)
@@ -276,7 +297,8 @@ def main() -> None:
             console.print(f"{case.title}: kept from the interrupted run")
             continue
         started = time.perf_counter()
-        records = measure(case, options.rounds)
+        listed = shortlist(case, json.loads(options.shortlist.read_text())["problems"]) if options.shortlist else None
+        records = measure(case, options.rounds, listed)
         found = verdicts(case, records)
         report(console, case, records, found)
         console.print(f"{case.title}: {time.perf_counter() - started:.0f} s\n")
