@@ -80,8 +80,9 @@ def measure() -> dict[str, Any]:
         )
         rows.append(json.loads(done.stdout))
         print(rows[-1], flush=True)
-    fits = {key: linear(rows, key) for key in ("optimal_seconds", "g_loss_seconds")}
-    powers = {key: power(rows, key, 1e5) for key in ("optimal_seconds", "g_loss_seconds", "megabytes")}
+    keys = ("optimal_seconds", "g_loss_seconds", "megabytes")
+    fits = {key: linear(rows, key) for key in keys}
+    powers = {key: power(rows, key, 1e5) for key in keys}
     largest = max(row[f"{name}_normal"] for row in rows for name in ("optimal", "g_loss"))
     return {"rows": rows, "fits": fits, "powers": powers, "largest_normal": largest, "paths": PATHS}
 

@@ -307,10 +307,10 @@ LAWS = [
 
 REWARDS = [
     Bug("curvature-half", "rewards.py",
-        "((x @ self._curvature.to(x)) * x).sum(-1) / 2", "((x @ self._curvature.to(x)) * x).sum(-1)",
+        "(self._curvature.times(x) * x).sum(-1) / 2", "(self._curvature.times(x) * x).sum(-1)",
         "a quadratic reward without the factor 1/2 of its curvature", (("lemma-3.1",), VP1)),
     Bug("reward-gradient", "rewards.py",
-        "else g - x @ self._curvature.to(x)", "else g + x @ self._curvature.to(x)",
+        "else g - self._curvature.times(x)", "else g + self._curvature.times(x)",
         "the gradient of a quadratic reward with the wrong sign of the curvature", (("lemma-3.1", "prop-3.6"), VP1)),
     Bug("restricted-constant", "rewards.py",
         "offset @ k_offset / 2", "offset @ k_offset",
