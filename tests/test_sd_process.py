@@ -172,9 +172,16 @@ def test_memory_error_says_what_to_lower(tiny_pipe: Any, monkeypatch: pytest.Mon
     def full(*args: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(tiny_pipe.unet, "forward", full)
-    with pytest.raises(sc.errors.OutOfMemory, match=r"4 image\(s\).*lower batch.*float16.*checkpoint=True"):
-        sc.simulate(process, n=4)
+    wanted = r"4 image\(s\).*lower batch.*float16.*checkpoint=True"
+    problem = problem_of(process)
+    for owner, name in ((torch.autograd, "grad"), (tiny_pipe.unet, "forward")):  # backward, forward
+        with monkeypatch.context() as patch, pytest.raises(sc.errors.OutOfMemory, match=wanted):
+            patch.setattr(owner, name, full)
+            sc.simulate(process, sc.guidance.plug_in(problem), n=4)
+    state = process.state(0.5, torch.randn(4, 4, 8, 8), jacobian=True)
+    monkeypatch.setattr(torch.autograd, "grad", full)
+    with pytest.raises(sc.errors.OutOfMemory, match=wanted):
+        state.pullback(torch.ones(4, 4, 8, 8))
 
 
 # --- dtypes ---

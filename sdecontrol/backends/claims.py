@@ -78,9 +78,9 @@ def path_kl(case: Case) -> None:
 def log_z(case: Case) -> None:
     """log E_Q e^{r/T}: from reference paths, from guided paths weighed by e^{r/T - L}, and from resampled particles."""
     runs, book = Runs.of(case), ledger(case)
-    plain = runs.log_mean(runs.rewards("reference"), "reference paths")
+    plain = Estimate.log_mean_exp(runs.rewards("reference"), "reference paths")
     guided = runs.path("plug-in")
-    weighed = runs.log_mean(runs.rewards("plug-in") - book.log_ratio(guided), "guided paths, weighed")
+    weighed = Estimate.log_mean_exp(runs.rewards("plug-in") - book.log_ratio(guided), "guided paths, weighed")
     particles = runs.particles.log_normalizer
     assert particles is not None
     note = "scale: one nat"

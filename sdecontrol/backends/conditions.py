@@ -67,16 +67,16 @@ def encode(pipe: Any, prompts: str | Sequence[str], negative: str | None, size: 
         _check_length(pipe, prompt)
     against = None if negative is None else [negative] * len(names)
     with torch.no_grad():
-        parts = pipe.encode_prompt(
+        positive, free, *pooled = pipe.encode_prompt(
             prompt=list(names), device=pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=True,
             negative_prompt=against,
         )  # fmt: skip
-        ids = _time_ids(pipe, size, parts[0].dtype) if len(parts) == 4 else None
-    pooled = parts[2:] if len(parts) == 4 else (None, None)
-    one = ids.to(parts[0].device) if ids is not None else None
-    many = None if one is None else one.expand(len(names), -1)
-    first = None if pooled[1] is None else pooled[1][:1]
-    return Conditions(names, Embedding(parts[0], pooled[0], many), Embedding(parts[1][:1], first, one))
+    if not pooled:
+        return Conditions(names, Embedding(positive), Embedding(free[:1]))
+    ids = _time_ids(pipe, size, positive.dtype).to(positive.device)
+    return Conditions(
+        names, Embedding(positive, pooled[0], ids.expand(len(names), -1)), Embedding(free[:1], pooled[1][:1], ids)
+    )
 
 
 def _check_length(pipe: Any, prompt: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdecontrol.backends.conditions import encode
 from sdecontrol.backends.images import OnImages, decode
 from sdecontrol.backends.loading import PIPELINES, load_pipeline, unclipped_ddim
-from sdecontrol.backends.network import Network
+from sdecontrol.backends.network import Network, named_memory
 from sdecontrol.backends.schedulers import DATA, read
 from sdecontrol.errors import check
 from sdecontrol.kernels import Kernel
@@ -28,6 +28,16 @@ from sdecontrol.time import TimeGrid
 MODELS: dict[str, type[NetworkModel]] = {"epsilon": NoisePrediction, "v_prediction": VPrediction, "sample": Denoiser}
 SMALL = 4096  # latent coordinates below which several images are computed together by default
 TOGETHER = 16
+
+
+class LatentState(ReverseState):
+    """A call of the network; running out of memory on the way back says what to lower, too."""
+
+    process: StableDiffusionProcess
+
+    def pullback(self, c: Tensor) -> Tensor:
+        with named_memory(self.process.batch, self.x):
+            return super().pullback(c)
 
 
 class StableDiffusionProcess(ReverseProcess):
@@ -110,9 +120,13 @@ class StableDiffusionProcess(ReverseProcess):
         """This process at another CFG scale: 1 the conditional model, 0 the unconditional one."""
         return self._with(replace(self.network, cfg=float(cfg)))
 
-    def state_from(self, t: float, x: Tensor, prediction: Tensor) -> ReverseState:
+    def state(self, t: float, x: Tensor, *, jacobian: bool = False) -> LatentState:
+        score, x = self.model.score(x, self.noise_level(t), graph=jacobian)
+        return LatentState(self, t, x, score)
+
+    def state_from(self, t: float, x: Tensor, prediction: Tensor) -> LatentState:
         """The state at (t, x) where a stock pipeline has already computed the combined prediction (n, C, H, W)."""
-        return ReverseState(self, t, x, self.model.to_score(prediction, x, self.noise_level(t)))
+        return LatentState(self, t, x, self.model.to_score(prediction, x, self.noise_level(t)))
 
     def step_between(self, x: Tensor, timesteps: Tensor, reached: Tensor) -> tuple[Tensor, Tensor]:
         """(mean (n, C, H, W), std (n,)) of the chain's steps from `timesteps` to `reached`, both (n,) integers, mixed.

@@ -69,4 +69,5 @@ class OnImages:
                     "this reward has no gradient in the image (JPEG size, say, or one under no_grad); use a sampler "
                     "that needs none: sc.steering.fk, svdd, best_of, or a control without reward_gradient"
                 )
-            return torch.autograd.grad(values.sum(), x)[0].detach()
+            with named_memory(self.batch, x):
+                return torch.autograd.grad(values.sum(), x)[0].detach()

@@ -82,9 +82,11 @@ def filled(x: Tensor, missing: int) -> Tensor:
 
 @contextmanager
 def named_memory(batch: int, x: Tensor) -> Iterator[None]:
-    """Running out of memory, with what to lower."""
+    """Running out of memory, forward or backward, with what to lower."""
     try:
         yield
+    except OutOfMemory:
+        raise
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise

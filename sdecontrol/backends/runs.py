@@ -14,7 +14,6 @@ from sdecontrol import guidance, steering
 from sdecontrol.backends.diffusers import StableDiffusionProcess
 from sdecontrol.claims.base import Case, NotApplicable
 from sdecontrol.controls import Control, StepControl, as_control
-from sdecontrol.estimate import Estimate
 from sdecontrol.noise import PathNoise
 from sdecontrol.path import Path
 from sdecontrol.problems.base import Problem
@@ -111,9 +110,6 @@ class Runs:
         """r/T of the paths under a law: (n,), float64."""
         with torch.no_grad():
             return self.problem.reward(self.path(name).terminal).double() / self.problem.temperature
-
-    def log_mean(self, log_weights: Tensor, route: str) -> Estimate:
-        return Estimate.log_mean_exp(log_weights, route)
 
     @cached_property
     def particles(self) -> Particles:
