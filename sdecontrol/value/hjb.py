@@ -173,9 +173,9 @@ def axes_for(problem: Any, points: int | Sequence[int], scheme: Scheme | None = 
     """Equally spaced axes on a box that holds the law of the states and its tilt.
 
     points: one number, or one an axis. For Smoothing: every point where the data density or its tilt exceeds e^-36 of
-    its maximum. Else where the tails of 4096 uncontrolled paths end, plain and weighted by e^{reward/temperature}, at
-    all times (five standard deviations for Gaussians); when few paths carry the weight, or nodes are cheap, compare
-    with wider boxes.
+    its maximum. Else five standard deviations around 4096 uncontrolled paths, plain and weighted by
+    e^{reward/temperature}, at all times, or less where their tails end before; when few paths carry the weight, or nodes
+    are cheap, compare with wider boxes.
     Raises: BadInput for more than three dimensions, too few points, or a tilt that no box holds.
     """
     dim, scheme = check_dimension(problem.process), scheme or default_scheme(problem)

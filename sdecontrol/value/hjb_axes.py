@@ -22,9 +22,9 @@ LARGEST_OUTSIDE = 1e-3  # share of the tilted law that may lie outside the box
 _REACH = 8  # an end node continues the parabola through itself and two nodes 1/8 and 1/4 of the axis away
 _PILOT_PATHS = 4096
 _TAILS = (1 / 16, 1 / 256)  # shares of the simulated states from whose quantiles a tail is continued
-_STRETCH = 2.1  # times the distance of these quantiles: the box of a Gaussian ends at five standard deviations
-_BOX_STDS = 5.0  # half width where too few weighted states are effective for quantiles
-_EFFECTIVE = 1024
+_TAIL_REACH = 2.1  # times the distance of these quantiles: the box of a Gaussian ends at five standard deviations
+_BOX_STDS = 5.0  # half width of a box around simulated states, in standard deviations
+_EFFECTIVE = 1024  # states from which on their quantiles are read
 _DEPTH = 36.0  # a box around a density holds every point above e^-36 of its largest value
 _SURVEY_POINTS = {1: 4097, 2: 257, 3: 65}  # an axis, when a density is surveyed
 
@@ -193,14 +193,21 @@ class Pilot:
         return float(self.weights[left].sum())
 
     def box(self) -> tuple[Array, Array]:
-        """Where the tails of the states end, with and without weights, over all times."""
-        plain = torch.full_like(self.weights, 1 / len(self.weights))
-        edges = [self._tails(plain), self._tails(self.weights)]
-        if 1 / float(self.weights.square().sum()) < _EFFECTIVE:
-            edges.append(self._deviations(self.weights))
+        """Five standard deviations around the mean, or less where the tails end before, with and without weights."""
+        edges = [self._edges(w) for w in (self.weights, torch.full_like(self.weights, 1 / len(self.weights)))]
         low = torch.stack([e[0] for e in edges]).amin((0, 1))
         high = torch.stack([e[1] for e in edges]).amax((0, 1))
         return low.numpy(), high.numpy()
+
+    def _edges(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Low and high end at every time, (m, d) twice; quantiles only of enough effective states."""
+        mean = torch.einsum("n,mnd->md", w, self.states)
+        std = torch.einsum("n,mnd->md", w, (self.states - mean[:, None]).square()).sqrt()
+        low, high = mean - _BOX_STDS * std, mean + _BOX_STDS * std
+        if 1 / float(w.square().sum()) < _EFFECTIVE:
+            return low, high
+        bottom, top = self._tails(w)
+        return torch.maximum(low, bottom), torch.minimum(high, top)
 
     def _tails(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Each tail's quantiles of shares 1/16 and 1/256, continued: (m, d) twice. Two wells need no more than one."""
@@ -211,13 +218,7 @@ class Pilot:
             return x.gather(1, (mass < share).sum(1, keepdim=True).clamp(max=x.shape[1] - 1))[:, 0]
 
         (inner, outer), (upper, top) = map(quantile, _TAILS), (quantile(1 - share) for share in _TAILS)
-        return outer - _STRETCH * (inner - outer), top + _STRETCH * (top - upper)
-
-    def _deviations(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Five standard deviations around the mean: (m, d) twice."""
-        mean = torch.einsum("n,mnd->md", w, self.states)
-        std = torch.einsum("n,mnd->md", w, (self.states - mean[:, None]).square()).sqrt()
-        return mean - _BOX_STDS * std, mean + _BOX_STDS * std
+        return outer - _TAIL_REACH * (inner - outer), top + _TAIL_REACH * (top - upper)
 
 
 def check_held(outside: float) -> None:
