@@ -109,35 +109,23 @@ def refits(found: dict[str, Any]) -> None:
         publish(figure, "guo-theorem-3")
 
 
-def climbs(found: dict[str, Any]) -> None:
-    """The sphere, and a network for a score."""
-    with canvas(1, 3, size=(9.6, 3.0)) as (figure, (left, middle, right)):
-        for name, mark, color in (("g_loss", "o", CYCLE[1]), ("naive", "^", REFERENCE)):
+def sphere(found: dict[str, Any]) -> None:
+    """theta . x on a unit sphere, by round."""
+    with canvas(1, 1, size=(4.4, 3.0)) as (figure, (ax,)):
+        for name, mark, color, label in (("g_loss", "o", CYCLE[1], "$G_{loss}$"), ("naive", "^", REFERENCE, "naive")):
             row = found["sphere"][name]
-            left.errorbar(range(len(row["reward"])), row["reward"], yerr=[2 * e for e in row["stderr"]], fmt=mark + "-",
-                          ms=3, color=color, label=name.replace("g_loss", "$G_{loss}$"))  # fmt: skip
-        guide(left, 1.0, "maximum")
-        left.set(xlabel="round", ylabel=r"$\theta\cdot x$", title="unit sphere in 16 of 64 dimensions")
-        left.legend(fontsize=7, loc="lower right")
-        lines = (("naive, algorithm 1", "--", REFERENCE), ("naive, algorithm 2", "-", REFERENCE),
-                 ("g_loss, algorithm 1", "--", CYCLE[1]), ("g_loss, algorithm 2", "-", CYCLE[1]))  # fmt: skip
-        for name, style, color in lines:
-            row = found["trained"][name]
-            shown = name.replace("g_loss", "$G_{loss}$").replace("algorithm", "Alg.")
-            middle.plot(row["off"], style, color=color, label=shown)
-            right.plot(row["reward"], style, color=color, label=shown)
-        middle.set(xlabel="round", ylabel="off/on-support ratio", title="a trained network, $f_1$, ratio 9")
-        right.set(xlabel="round", ylabel="$E f_1$", title="the same runs")
-        middle.legend(fontsize=7)
-        publish(figure, "guo-climbs")
+            errors = [2 * e for e in row["stderr"]]
+            ax.errorbar(range(len(errors)), row["reward"], yerr=errors, fmt=mark + "-", ms=3, color=color, label=label)
+        guide(ax, 1.0, "maximum")
+        ax.set(xlabel="round", ylabel=r"$E\,\theta\cdot x$", title="unit sphere in 16 of 64 dimensions, Algorithm 1")
+        ax.legend(loc="lower right")
+        publish(figure, "guo-sphere")
 
 
 def main() -> None:
     found = results("guo_simulation")
-    for draw in (label_score, membership, fixed_point, refits):
+    for draw in (label_score, membership, fixed_point, refits, sphere):
         draw(found)
-    if "trained" in found:
-        climbs(found)
 
 
 if __name__ == "__main__":
