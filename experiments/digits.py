@@ -54,8 +54,13 @@ def trial(question: Question, n: int, specs: list[str]) -> dict[str, Any]:
             bar.update(job, advance=1)
     made.finish()
     spent = {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
-    images = {row.name: np.round(picked(row.run, IMAGES).double().numpy(), 2).tolist() for row in made.ranked}
+    images = {row.name: [as_text(image) for image in picked(row.run, IMAGES).double().numpy()] for row in made.ranked}
     return {**made.to_dict(), "images": images, "rank": [row.name for row in made.ranked], **spent}
+
+
+def as_text(image: np.ndarray) -> str:
+    """An image with ink from 0 to 1 as two hexadecimal digits a pixel, as it is shown."""
+    return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8).tobytes().hex()
 
 
 def compared(n: int, names: Sequence[str]) -> dict[str, Any]:

@@ -68,8 +68,8 @@ def samples(task: dict[str, Any]) -> None:
     names = task["rank"]
     with canvas(len(names), 1, size=(5.4, 0.45 * len(names))) as (figure, axes):
         for ax, name in zip(axes, names):
-            images = np.array(task["images"][name]).reshape(-1, 8, 8)
-            ax.imshow(np.concatenate(list(images), axis=1), cmap="gray_r", vmin=0, vmax=1)
+            images = [np.frombuffer(bytes.fromhex(text), np.uint8).reshape(8, 8) for text in task["images"][name]]
+            ax.imshow(np.concatenate(images, axis=1), cmap="gray_r", vmin=0, vmax=255)
             ax.set(xticks=[], yticks=[])
             ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8,
                           color=TILT if name in EXACT else "black")  # fmt: skip
