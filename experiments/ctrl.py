@@ -215,7 +215,7 @@ def cfg_samples(model: conditioning.ConditionalNoise, strength: float, seed: int
     problem = sc.Problem(PROCESS, sc.Linear([0.0]), 1.0)
     control = sc.guidance.cfg(problem, model.model(LABEL), strength)
     with torch.no_grad():
-        return sample(control, problem, seed, n=5_000, grid=sc.TimeGrid.log_snr(120))
+        return sample(control, problem, seed, n=5_000, grid=sc.TimeGrid.log_snr(100))
 
 
 def efficiency() -> dict[str, Any]:
@@ -228,7 +228,7 @@ def efficiency() -> dict[str, Any]:
             rows[name].append(sc.Estimate.mean(found).to_dict())
         for name, found in cfg_laws(n).items():
             rows[name].append(sc.Estimate.mean(found).to_dict())
-    return {"sizes": sizes, "steps": 600, "floor": floor, **rows}
+    return {"sizes": sizes, "steps": 300, "floor": floor, **rows}
 
 
 def classifier_laws(n: int) -> dict[str, list[float]]:
@@ -263,7 +263,7 @@ def binned_tv(law: Tensor, masses: Tensor) -> float:
 def fitted_cfg(n: int, seed: int) -> conditioning.ConditionalNoise:
     model = conditioning.ConditionalNoise(PROCESS, 3, width=32, seed=seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
-    conditioning.fit_conditional(model, pairs(n, seed), steps=600, n=256, optimiser=optimiser, levels=12,
+    conditioning.fit_conditional(model, pairs(n, seed), steps=300, n=256, optimiser=optimiser, levels=24,
                                  decay=sc.finetune.cosine, noise=sc.Noise(seed), progress=False)  # fmt: skip
     return model
 
