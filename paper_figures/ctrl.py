@@ -78,7 +78,7 @@ def efficiency(found: dict[str, Any]) -> None:
             ax.text(rows["sizes"][0], rows["floor"] * 1.08, "sampling floor", fontsize=7, color="0.35")
             ax.set(xscale="log", yscale="log", xlabel="offline pairs $n$", title=rf"strength $\gamma={strength}$")
         one.set_ylabel("TV to the true target")
-        for k, name in enumerate(("linear logits", "quadratic logits", "network")):
+        for k, name in enumerate(("even logits", "quadratic logits", "network")):
             values = split[name]["total"]
             means, errors = ([v[key] for v in values] for key in ("value", "stderr"))
             parts.errorbar(split["sizes"], means, errors, color=CYCLE[k + 2], marker="vos"[k], ms=3, lw=1, label=name)

@@ -78,13 +78,15 @@ def fit_conditional(
 ) -> FitRecord:  # fmt: skip
     """Regress the noise on (x_s, s, y) with labels dropped at rate model.dropout: the loss that CFG is trained with.
 
-    levels: how many noise levels, even in time, are drawn from; the network is asked between them too.
+    levels: how many noise levels, even in log SNR, are drawn from; the network is asked between them too.
     Source: 2207.12598; as the rival of conditioning by control, CTRL 2406.12120.
     """
     check_classes(pairs, model.classes)
     check(isinstance(levels, int) and levels >= 1, f"levels = {levels!r}", "a positive integer")
-    horizon = model.process.horizon
-    grid = torch.linspace(SMALLEST_LEVEL * horizon, horizon, levels, dtype=torch.float64)
+    schedule, horizon = model.process.schedule, model.process.horizon
+    ends = schedule.log_snr(horizon), schedule.log_snr(SMALLEST_LEVEL * horizon)
+    ratios = torch.linspace(*ends, levels, dtype=torch.float64).tolist()
+    grid = torch.tensor([schedule.noise_level_at(ratio) for ratio in ratios], dtype=torch.float64)
     objective = lambda drawn, noise: model.loss(drawn, grid, noise)  # noqa: E731
     return train(model, pairs, objective, steps=steps, n=n, optimiser=optimiser, decay=decay, noise=noise,
                  checkpoint=checkpoint, resume=resume, progress=progress)  # fmt: skip
