@@ -86,7 +86,7 @@ def efficiency(found: dict[str, Any]) -> None:
         parts.plot(sizes, 3 / sizes, color="0.5", lw=0.8, ls="--", label="slope $-1$")
         parts.set(xscale="log", yscale="log", xlabel="offline pairs $n$", title="the classifier",
                   ylabel=r"E$\,|\hat p-p|_1^2$")  # fmt: skip
-        one.legend(fontsize=7)
+        one.legend(fontsize=7, loc="lower left")
         parts.legend(fontsize=7)
         publish(figure, "ctrl-efficiency")
 
