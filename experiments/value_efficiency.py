@@ -33,11 +33,13 @@ Case = tuple[sc.Problem, float, Tensor]
 
 
 def cases() -> dict[str, Case]:
-    """Problem, time and state."""
+    """Problem, time and state. The mixture's reward is quadratic: of a linear one the components leave no variance."""
+    mixture = sc.problems.gaussian_mixture()
+    bent = sc.Problem(mixture.process, sc.Quadratic([1.0, 0.0], [[0.5, 0.0], [0.0, 0.2]]), 1.0)
     digits = resolve("digits-mixture").problem
     return {
         "log-quadratic, 100-D, strength 10": (sc.problems.log_quadratic_hjb(100, 10.0), 0.0, torch.full((1, 100), 0.1)),
-        "mixture, 2-D": (sc.problems.gaussian_mixture(), 0.3, torch.tensor([[0.4, -0.3]])),
+        "mixture, 2-D": (bent, 0.3, torch.tensor([[0.4, -0.3]])),
         "digits, 64-D": (digits, 0.9, digits.process.noised(0.9).sample(1, sc.Noise(3))),
     }
 

@@ -174,8 +174,8 @@ def axes_for(problem: Any, points: int | Sequence[int], scheme: Scheme | None = 
 
     points: one number, or one an axis. For Smoothing: every point where the data density or its tilt exceeds e^-36 of
     its maximum. Else five standard deviations around 4096 uncontrolled paths, plain and weighted by
-    e^{reward/temperature}, at all times, or less where their tails end before; when few paths carry the weight, or nodes
-    are cheap, compare with wider boxes.
+    e^{reward/temperature}, at all times, or less where their tails end before; when few paths carry the weight, or
+    nodes are cheap, compare with wider boxes.
     Raises: BadInput for more than three dimensions, too few points, or a tilt that no box holds.
     """
     dim, scheme = check_dimension(problem.process), scheme or default_scheme(problem)
