@@ -119,7 +119,7 @@ class Recipe:
 
     make: Callable[[ft.Family, int], ft.Loss]
     n: int = 256
-    rate: float = 0.5
+    rate: float = 0.3
 
 
 LOSSES: dict[str, Recipe] = {
