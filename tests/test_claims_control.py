@@ -350,7 +350,7 @@ BROKEN = {  # what is broken -> (owner, attribute, how, claim, problem, beginnin
         addressed, "_generator", lambda right: lambda *a: right(*a[:3], 0), "prop-3.6", "mixture-2d-vp",
         "mean product of a step's noise"),
     "temperature of a weight": (
-        evaluation._Run, "log_weight", lambda right: property(lambda run: run.reward - run.path.log_ratio()),
+        evaluation.ControlRun, "log_weight", lambda right: property(lambda run: run.reward - run.path.log_ratio()),
         "prop-3.5", "gaussian-1d-vp", "temperature KL(Q^u||Q*)"),
     "running reward": (
         evaluation, "total_reward", _at_the_right_end, "prop-3.5", "quadratic-ou-2d", "E of the rewards"),

@@ -146,7 +146,7 @@ def test_running_rate_takes_both_kinds():
 
 
 def test_what_is_not_closed_says_why():
-    with pytest.raises(NoClosedForm, match="not Quadratic or Step"):
+    with pytest.raises(NoClosedForm, match="not Quadratic, Step or ClassPosterior"):
         Problem(planar(), lambda x: x[:, 0].sin()).exact.value(0.5, torch.zeros(1, 2))
     network = ReverseProcess(VP(), Score(lambda x, s: -x), event_shape=(2,))
     with pytest.raises(NoClosedForm, match="exact score"):

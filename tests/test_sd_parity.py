@@ -63,7 +63,8 @@ def made(name: str) -> tuple[Any, float, int]:
 
 def the_same_noise(monkeypatch: pytest.MonkeyPatch, scheduler: Any, process: Any, noise: sc.Noise) -> None:
     """Make the scheduler draw the library's normals: those of its steps, one after another."""
-    blocks = [noise.steps(i, process.event_shape, None) for i in range(-(-N // noise.block_size(process.event_shape)))]
+    event, times = process.event_shape, process.default_grid.resolve(process).times
+    blocks = [noise.steps(i, event, times) for i in range(-(-N // noise.block_size(event)))]
     normals = (torch.cat(parts)[:N] for parts in zip(*blocks, strict=True))
     module = importlib.import_module(type(scheduler).__module__)
     monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: next(normals))
@@ -152,7 +153,7 @@ def test_a_control_in_an_unmodified_scheduler(name: str, tiny_pipe: Any, monkeyp
     path = sc.simulate(process, law, n=N)
     import diffusers.utils.torch_utils as torch_utils
 
-    normals = process.default_noise.steps(0, process.event_shape, None)
+    normals = process.default_noise.steps(0, process.event_shape, process.default_grid.resolve(process).times)
     monkeypatch.setattr(torch_utils, "randn_tensor", lambda shape, **_: next(normals))
     with controlled(process, law) as (pipe, inside):
         latents = stock_latents(pipe, process, path, eta)

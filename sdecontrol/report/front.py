@@ -94,7 +94,7 @@ def _reference_rewards(
             return problem.reward(problem.exact.reference.sample(DRAWS, Noise(seed), "front")).double()
         except (NoClosedForm, NotDefined):
             pass
-    if reference is not None:
+    if reference is not None and not problem.process.elementwise:  # paths of a network are dear
         return reference
     observe = None
     if problem.running_reward is not None:

@@ -62,7 +62,7 @@ def metered(problem: Problem, n: int) -> Iterator[Cost]:
     """What the calls of the problem's model inside the block cost, n samples being made."""
     process, cost, lock = problem.process, Cost(), threading.Lock()
     model = getattr(process, "model", None)
-    state, pullback = process.state, getattr(model, "score_vjp", None)
+    state, pullback = process.state, getattr(model, "pullback", None)
 
     def called(t: float, x: Tensor, **options: Any) -> Any:
         with lock:
@@ -79,7 +79,7 @@ def metered(problem: Problem, n: int) -> Iterator[Cost]:
     begin = time.perf_counter()
     process.state = called  # type: ignore[method-assign]
     if model is not None:
-        model.score_vjp = pulled
+        model.pullback = pulled
     try:
         with peak_memory() as peak:
             yield cost
@@ -88,7 +88,7 @@ def metered(problem: Problem, n: int) -> Iterator[Cost]:
         cost.seconds = time.perf_counter() - begin
         del process.state
         if model is not None:
-            del model.score_vjp
+            del model.pullback
 
 
 def particles(run: Run) -> Particles:
