@@ -156,6 +156,20 @@ def test_bits_do_not_depend_on_the_batch(name: str, tiny_pipe: Any) -> None:
     assert torch.equal(sc.simulate(problem.process, law, n=10, workers=2).terminal, many.terminal)
 
 
+def test_every_call_has_the_same_shape(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps bits apart from n where a network's kernels depend on the shape of a call."""
+    process, forward, seen = make(tiny_pipe, batch=4), tiny_pipe.unet.forward, set()
+
+    def watched(rows: Tensor, *args: Any, **options: Any) -> Any:
+        seen.add(tuple(rows.shape))
+        return forward(rows, *args, **options)
+
+    monkeypatch.setattr(tiny_pipe.unet, "forward", watched)
+    for n in (1, 4, 6):
+        sc.simulate(process, n=n)
+    assert seen == {(8, 4, 8, 8)}  # 4 images, with and without their prompt
+
+
 def test_rows_do_not_see_each_other(tiny_pipe: Any) -> None:
     process = make(tiny_pipe, batch=4)
     x = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
