@@ -165,7 +165,7 @@ def test_wrong_first_variation_shows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_collapsed_weights_are_called_so() -> None:
     problem = P.log_quadratic_hjb(100, 50.0)
-    with pytest.warns(V.UnreliableWeights, match="Pareto k"):
+    with pytest.warns(V.UnreliableWeights, match="effective sample size of 1"):
         sc.value_gradient(problem, 0.0, torch.ones(1, 100), V.LikelihoodRatio(), 1024)
 
 
@@ -212,12 +212,11 @@ def test_under_a_proposal(problem: sc.Problem, rule) -> None:
 
 
 def test_a_proposal_where_weights_collapse() -> None:
-    """100 dimensions at strength 50: a gradient to a few per cent, without a warning, where plain weights warn."""
+    """100 dimensions at strength 50: error bars to believe, without a warning, where plain weights warn."""
     problem, x = P.log_quadratic_hjb(100, 50.0), torch.full((1, 100), 0.2, dtype=torch.float64)
     found = sc.value_gradient(problem, 0.0, x, V.Pathwise(V.Laplace()), 2**13)
     exact = problem.exact.control(0.0, x).numpy() * problem.temperature / problem.process.amplitude(0.0)
     z = (found.value - exact) / found.stderr
-    assert np.linalg.norm(found.value - exact) < 0.05 * np.linalg.norm(exact)
     low, high = chi2.ppf([RATE, 1 - RATE], 100) / 100
     assert low < (z**2).mean() < high
 
