@@ -371,5 +371,6 @@ def test_the_page_on_learning_runs(capsys: pytest.CaptureFixture[str]) -> None:
     for block in blocks:
         exec(compile(block, "learning.md", "exec"), namespace)
     error, gap, quick, distance = capsys.readouterr().out.splitlines()
-    assert 0 < float(error.split()[0]) < 0.01 and 0 <= float(gap.split()[0]) < 0.02 and 0 <= float(distance) < 0.01
+    assert 0 < float(error.split()[0]) < 0.01 and 0 <= float(distance) < 0.01
+    assert abs(float(gap.split()[0])) < 0.02  # its estimate may lie below zero by chance
     assert 0 < float(quick.split()[0]) < 1e-4
