@@ -136,6 +136,8 @@ class PulledFeatures(LinearFamily):
     """
 
     requires_jacobian = True
+    weights: Tensor
+    biases: Tensor
 
     def __init__(self, dim: int, count: int = 200, seed: int = 0, dtype: torch.dtype = torch.float64):
         super().__init__()
