@@ -54,7 +54,7 @@ def pareto(found: dict[str, Any]) -> None:
         for p in points:
             ax.annotate(f"$T = {p['temperature']:g}$", (p["kl"]["value"], p["reward"]["value"]), xytext=(6, -10),
                         textcoords="offset points")  # fmt: skip
-        ax.set(xlabel=r"$\mathrm{KL}(Q^u\Vert Q)$", ylabel="mean total reward", xscale="symlog")
+        ax.set(xlabel=r"$\mathrm{KL}(Q^u\Vert Q)$", ylabel="mean total reward")
         ax.legend()
         publish(figure, "pareto-front")
 

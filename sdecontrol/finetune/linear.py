@@ -136,6 +136,8 @@ class PulledFeatures(LinearFamily):
     """
 
     requires_jacobian = True
+    weights: Tensor
+    biases: Tensor
 
     weights: Tensor
     biases: Tensor
