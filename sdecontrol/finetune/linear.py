@@ -139,9 +139,6 @@ class PulledFeatures(LinearFamily):
     weights: Tensor
     biases: Tensor
 
-    weights: Tensor
-    biases: Tensor
-
     def __init__(self, dim: int, count: int = 200, seed: int = 0, dtype: torch.dtype = torch.float64):
         super().__init__()
         with seeded(seed):
