@@ -61,7 +61,7 @@ def test_wrong_numbers_are_seen_by_the_estimates_too(problem: sc.Problem) -> Non
     for id, name in [
         ("scale-girsanov", "log ratio without its martingale"),
         ("scale-path-kl", "mean over the latent coordinates for the sum"),
-        ("scale-path-kl", "energy without its half"),
+        ("scale-path-kl", "energy of the steps without its half"),
         ("scale-path-kl", "sign of the log ratio"),
     ]:
         mutant = next(m for m in MUTANTS if m.name == name and m.concerns(get_claim(id), problem))

@@ -209,7 +209,7 @@ def _negated(problem: Problem, e: Any) -> dict[str, Any]:
     return _changed(log_ratio=lambda path: -path.log_ratio())
 
 
-@mutant("energy without its half", "scale-path-kl scale-scheduler scale-cfg-cost")
+@mutant("energy of the steps without its half", "scale-path-kl scale-scheduler scale-cfg-cost")
 def _no_half(problem: Problem, e: Any) -> dict[str, Any]:
     return _changed(energy=lambda path: 2 * path.weights.energy)
 

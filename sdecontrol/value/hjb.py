@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.interpolate import make_interp_spline
-from scipy.stats import qmc
 from torch import Tensor
 
 from sdecontrol.controls import Control
@@ -154,6 +153,8 @@ def _check_reading(problem: Any, t: float, x: Tensor) -> None:
 
 def _middle_readings(problem: Any, axes: list[Array], field: Field) -> tuple[Tensor, Tensor]:
     """v and u at 256 points of a Sobol sequence in the middle half of the box, at three times."""
+    from scipy.stats import qmc  # here: it takes a quarter of a second to load
+
     unit = qmc.Sobol(len(axes), scramble=False).random(256)
     x = torch.from_numpy(np.stack([a[0] + (a[-1] - a[0]) * (0.25 + 0.5 * c) for a, c in zip(axes, unit.T)], 1))
     values, controls = [], []

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import qmc
 from torch import Tensor
 
 from sdecontrol.errors import NotDefined, check
@@ -84,6 +83,8 @@ class QuasiMonteCarlo(Method):
         filled = min(self.dims, integrand.leading)
         generator = noise.block("sobol", index, index + 1, (1,)).generator
         seed = torch.randint(2**62, (2,), generator=generator).tolist()
+        from scipy.stats import qmc  # here: it takes a quarter of a second to load
+
         net = qmc.Sobol(filled, bits=30, rng=np.random.default_rng(seed))
         piece = min(1 << int(math.log2(max(integrand.chunk, 2))), 2**bits)
         others = integrand.dim - filled

@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import torch
-from scipy.stats import norm
+from scipy.special import ndtr
 from torch import Tensor
 
 from sdecontrol.claims.base import MONTE_CARLO, Case, NotApplicable
@@ -69,9 +69,9 @@ def _above(law: GaussianSum, e: Array, c: float) -> tuple[float, Array]:
         std = math.sqrt(e @ cloud.covariance @ e)
         score = (cloud.means @ e - c) / std
         weights = np.exp(cloud.log_weights)
-        total += float(weights @ norm.cdf(score))
-        moved += (weights * norm.cdf(score)) @ (cloud.means - law.mean)
-        moved += float(weights @ norm.pdf(score)) * cloud.covariance @ e / std
+        total += float(weights @ ndtr(score))
+        moved += (weights * ndtr(score)) @ (cloud.means - law.mean)
+        moved += float(weights @ np.exp(-(score**2) / 2) / math.sqrt(2 * math.pi)) * cloud.covariance @ e / std
     return total, moved
 
 
