@@ -25,7 +25,7 @@ def equalities(table: dict[str, Any]) -> np.ndarray:
 
 def draw(table: dict[str, Any]) -> None:
     seeds = table["summary"]["seeds"]
-    with canvas(1, 3, size=(10.0, 3.2)) as (figure, (left, middle, right)):
+    with canvas(1, 3, size=(10.0, 4.4)) as (figure, (left, middle, right)):
         p = equalities(table)
         left.hist(p, bins=np.linspace(0, 1, 21).tolist(), density=True, color=SAMPLES)
         guide(left, 1.0, "uniform")
@@ -38,7 +38,9 @@ def draw(table: dict[str, Any]) -> None:
         guide(middle, float(binom.isf(5e-3, seeds, LEVEL)), "0.5 %", vertical=True)
         middle.set(xlabel=f"seeds of {seeds} with\na false alarm at 5 %", yticks=range(len(names)), yticklabels=names)
         middle.invert_yaxis()
-        middle.legend(loc="lower right", frameon=True, fontsize=7)
+        middle.legend(
+            loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize=7, handletextpad=0.1, columnspacing=0.8
+        )
 
         rows = table["estimates"]
         for level, mark, color in zip(INTERVALS, MARKS, CYCLE, strict=False):
@@ -49,7 +51,7 @@ def draw(table: dict[str, Any]) -> None:
         right.set(xlabel="coverage - stated level,\nbinomial standard deviations", yticks=range(len(rows)),
                   yticklabels=[row["estimate"] for row in rows], xlim=(-4, 4))  # fmt: skip
         right.invert_yaxis()
-        right.legend(loc="lower right", frameon=True, fontsize=7)
+        right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=7)
         publish(figure, "calibration")
 
 
