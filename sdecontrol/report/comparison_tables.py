@@ -58,15 +58,20 @@ def columns(trial: Trial) -> dict[str, Column]:
         "reward": _scored("reward"),
         "path KL": _scored("kl"),
         "gap": _scored("gap"),
-        "log Z": _log_z,
-        "ESS": lambda row: f"{float(row.score.ess.value):.0f}",
         "TV bound" if closed else "TV est.": _variation,
         "W2": lambda row: compact(row.distance),
         **measured,
         "calls": _calls,
         "s": lambda row: f"{row.cost.seconds:.1f}",
-        "MB": lambda row: f"{row.cost.peak / 2**20:.0f}" if row.cost.peak else "–",
+        **({} if trial.question.problem.process.elementwise else OF_NETWORKS),
     }
+
+
+OF_NETWORKS: dict[str, Column] = {  # where nothing is closed and memory is short
+    "log Z": _log_z,
+    "ESS": lambda row: f"{float(row.score.ess.value):.0f}",
+    "MB": lambda row: f"{row.cost.peak / 2**20:.0f}" if row.cost.peak else "–",
+}
 
 
 def title(trial: Trial) -> str:
@@ -100,8 +105,8 @@ LEGEND = (
     "Nearest to the exact tilt first. 0.899(19) is 0.899 with a standard error of 0.019. gap: temperature times KL to "
     "the optimal path law of the chain. TV: of the output to the tilt, by Pinsker on the gap. W2: of the first two "
     "moments to those of the exact tilt; draws of the tilt itself show what this many samples leave. calls: of the "
-    "model for one sample, + pullbacks; 0 where the chain is folded into matrices. log Z: by the law's own "
-    "samples, biased low, with their effective number as ESS. s: wall seconds; MB: peak memory of the process."
+    "model for one sample, + pullbacks; 0 where the chain is folded into matrices. s: wall seconds. For "
+    "networks also log Z by the law's own samples, biased low, their effective number as ESS, and peak memory in MB."
 )
 
 
