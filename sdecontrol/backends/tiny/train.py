@@ -39,8 +39,8 @@ class Plan:
     """How long and how fast each stage learns. The defaults take about eight minutes on two cores."""
 
     seed: int = 0
-    autoencoder_steps: int = 500
-    denoiser_steps: int = 2800
+    autoencoder_steps: int = 400
+    denoiser_steps: int = 2200
     batch: int = 64
     autoencoder_rate: float = 3e-3
     denoiser_rate: float = 2e-3
