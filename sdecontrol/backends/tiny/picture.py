@@ -19,7 +19,7 @@ def draw_picture(pipeline: StableDiffusionPipeline, file: Path, rows: int = ROWS
     """Real digits above, drawn ones below: without guidance and with a guidance scale of 2."""
     real, _ = split()
     shown = [
-        ("held in", _by_class(real, rows // 2)),
+        ("real digits", _by_class(real, rows // 2)),
         ("no guidance", _by_class(draw(pipeline, 10 * rows, scale=1.0), rows)),
         ("guidance 2", _by_class(draw(pipeline, 10 * rows, scale=2.0, seed=1), rows)),
     ]
@@ -27,16 +27,16 @@ def draw_picture(pipeline: StableDiffusionPipeline, file: Path, rows: int = ROWS
         for ax, (title, block) in zip(axes, shown):
             ax.imshow(block, cmap="gray_r", vmin=0, vmax=1)
             ax.set(title=title, yticks=[])
-            ax.set_xticks([8 * column + 3.5 for column in range(10)], WORDS, rotation=90)
+            ax.set_xticks([10 * column + 4.5 for column in range(10)], WORDS, rotation=90)
             ax.tick_params(length=0)
         save(figure, file)
     return file
 
 
 def _by_class(digits: Digits, rows: int):  # type: ignore[no-untyped-def]
-    """(8 rows, 80) pixels: the first `rows` digits of every class, one column a class."""
+    """(10 rows, 100) pixels: the first `rows` digits of every class, one column a class, a blank pixel around each."""
     import numpy as np
 
-    pixels = ink(digits.images).clamp(0, 1).numpy()
-    columns = [pixels[digits.labels.numpy() == label][:rows].reshape(-1, 8) for label in range(10)]
+    pixels = np.pad(ink(digits.images).clamp(0, 1).numpy(), ((0, 0), (1, 1), (1, 1)))
+    columns = [pixels[digits.labels.numpy() == label][:rows].reshape(-1, 10) for label in range(10)]
     return np.hstack(columns)
