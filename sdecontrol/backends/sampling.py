@@ -61,9 +61,8 @@ def shown(process: StableDiffusionProcess) -> Callable[[Tensor], np.ndarray]:
     return lambda latents: process.decode(latents).permute(0, 2, 3, 1).double().cpu().numpy()
 
 
-def save_images(trial: Trial, folder: Path) -> dict[str, Path]:
+def save_images(trial: Trial, folder: Path) -> None:
     """folder/LAW/0000.png, ... for every law that ran; particles one a population, by their weights."""
-    written: dict[str, Path] = {}
     show = trial.question.show
     assert show is not None
     for row in trial.rows:
@@ -71,6 +70,4 @@ def save_images(trial: Trial, folder: Path) -> dict[str, Path]:
         target.mkdir(parents=True, exist_ok=True)
         for i, picture in enumerate(show(picked(row.run, trial.chain.n))):
             Image.fromarray((picture * 255 + 0.5).clip(0, 255).astype(np.uint8)).save(target / f"{i:04d}.png")
-        written[row.name] = target
-    return written
 

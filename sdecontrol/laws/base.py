@@ -227,3 +227,16 @@ def restricted(reward: Any, basis: Tensor, offset: Tensor) -> Any:
 
 def no_density(law: Law) -> NotDefined:
     return NotDefined(f"{type(law).__name__} has no density on its space; noised(a, h) with h > 0 has one")
+
+
+class LawWithoutDensity(Law):
+    """A law on a set of volume zero: it can be sampled and noised, but has no log density and no score."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        raise no_density(self)
+
+    def score(self, x: Tensor) -> Tensor:
+        raise no_density(self)
+
+    def score_jvp(self, x: Tensor, c: Tensor) -> Tensor:
+        raise no_density(self)

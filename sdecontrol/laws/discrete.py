@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from sdecontrol.errors import check
-from sdecontrol.laws.base import Law, check_temperature, choose, no_density
+from sdecontrol.laws.base import Law, LawWithoutDensity, check_temperature, choose
 from sdecontrol.laws.mixture import GaussianMixture
 from sdecontrol.laws.parameters import as_float64, common_dtype
 from sdecontrol.laws.spectrum import Spectrum, check_dense
 from sdecontrol.noise import Block
 
 
-class DiscreteLaw(Law):
+class DiscreteLaw(LawWithoutDensity):
     """sum_i w_i delta(x_i), uniform weights by default.
 
     Every expectation is a sum, so every tilt and f-tilt is exact; noised(a, h) is the mixture sum_i w_i N(a
@@ -55,15 +55,6 @@ class DiscreteLaw(Law):
 
     def draw(self, block: Block) -> Tensor:
         return self.points.to(self.dtype)[choose(self.weights, block)]
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        raise no_density(self)
-
-    def score(self, x: Tensor) -> Tensor:
-        raise no_density(self)
-
-    def score_jvp(self, x: Tensor, c: Tensor) -> Tensor:
-        raise no_density(self)
 
     def noised(self, a: float, h: float) -> Law:
         """sum_i w_i N(a x_i, h I), and the moved atoms at h = 0."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdecontrol.errors import check
-from sdecontrol.laws.base import Law, check_temperature, no_density
+from sdecontrol.laws.base import Law, LawWithoutDensity, check_temperature
 from sdecontrol.laws.gaussian import Gaussian
 from sdecontrol.laws.isotropic import Isotropic
 from sdecontrol.laws.parameters import as_float64, common_dtype
@@ -17,7 +17,7 @@ from sdecontrol.laws.spectrum import Spectrum, check_dense
 from sdecontrol.noise import Block
 
 
-class Dirac(Law):
+class Dirac(LawWithoutDensity):
     """The point mass at x; a number means d = 1.
 
     noised(a, h) = N(a x, h I). Every tilt leaves it alone, and log E exp(r/temperature) = r(x)/temperature.
@@ -40,15 +40,6 @@ class Dirac(Law):
 
     def draw(self, block: Block) -> Tensor:
         return self.point.to(self.dtype).repeat(block.size, *(1 for _ in self.event_shape))
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        raise no_density(self)
-
-    def score(self, x: Tensor) -> Tensor:
-        raise no_density(self)
-
-    def score_jvp(self, x: Tensor, c: Tensor) -> Tensor:
-        raise no_density(self)
 
     def noised(self, a: float, h: float) -> Law:
         """N(a x, h I), and the point a x itself at h = 0."""

@@ -9,7 +9,7 @@ from scipy import special
 from torch import Tensor
 
 from sdecontrol.errors import check
-from sdecontrol.laws.base import Law, no_density
+from sdecontrol.laws.base import Law, LawWithoutDensity
 from sdecontrol.laws.gaussian import LOG_2PI
 from sdecontrol.noise import Block
 
@@ -17,7 +17,7 @@ LARGEST = 256  # dimensions up to which the Bessel functions below stay within f
 _NEAR = 1e-4  # kappa^2 / (d (d + 2)) below which the series of A is exact to 1e-12
 
 
-class Sphere(Law):
+class Sphere(LawWithoutDensity):
     """x uniform on {|x| = 1} in R^dim, dim from 2 to 256: mean 0, covariance I / dim.
 
     It has no density (log_prob, score and score_jvp raise NotDefined); noised(a, h) has one. Source: derived.
@@ -38,15 +38,6 @@ class Sphere(Law):
     def draw(self, block: Block) -> Tensor:
         z = block.normal(self.event_shape, torch.float64)
         return (z / z.norm(dim=1, keepdim=True)).to(self.dtype)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        raise no_density(self)
-
-    def score(self, x: Tensor) -> Tensor:
-        raise no_density(self)
-
-    def score_jvp(self, x: Tensor, c: Tensor) -> Tensor:
-        raise no_density(self)
 
     def noised(self, a: float, h: float) -> Law:
         return NoisySphere(self.dim, a, h)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdecontrol.errors import check
-from sdecontrol.laws.base import Law, SubspacePosterior, check_temperature, no_density, restricted
+from sdecontrol.laws.base import Law, LawWithoutDensity, SubspacePosterior, check_temperature, restricted
 from sdecontrol.laws.frame import Frame, check_latent
 from sdecontrol.laws.gaussian import LOG_2PI, Gaussian
 from sdecontrol.laws.parameters import common_dtype
@@ -17,7 +17,7 @@ from sdecontrol.laws.spectrum import check_dense
 from sdecontrol.noise import Block
 
 
-class Subspace(Law):
+class Subspace(LawWithoutDensity):
     """x = offset + B u, u ~ law, with orthonormal columns B (D, d).
 
     It has no density on R^D (log_prob, score and score_jvp raise NotDefined); noised(a, h) has one. Tilts,
@@ -69,15 +69,6 @@ class Subspace(Law):
 
     def draw(self, block: Block) -> Tensor:
         return self.decode(self.latent.draw(block).to(self.dtype))
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        raise no_density(self)
-
-    def score(self, x: Tensor) -> Tensor:
-        raise no_density(self)
-
-    def score_jvp(self, x: Tensor, c: Tensor) -> Tensor:
-        raise no_density(self)
 
     def noised(self, a: float, h: float) -> Law:
         """The noised latent law on the span times N(0, h) on the D - d normal coordinates."""
