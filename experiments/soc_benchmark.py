@@ -89,7 +89,7 @@ def mixture(dim: int, target: float, seconds: float, steps: int = 40) -> Setting
     best = GridControl(problem, mixture_corrections(steps))
     entries = {"denoiser": Entry(lambda: ft.DenoiserFamily(dim, 64, 2), target, seconds)}
     if dim == 2:
-        entries = {"pulled-features": Entry(lambda: ft.PulledFeatures(2), target, seconds, ridge=1e-6)}
+        entries = {"ridge-value": Entry(lambda: ft.RidgeValue(2), target, seconds, ridge=1e-6)}
     return Setting(problem, grid, best, "best mean shift of the chain, dynamic programming", problem.exact.initial,
                    entries, lambda: ft.NetworkValue(dim, 64, 2))  # fmt: skip
 
@@ -110,7 +110,7 @@ SETTINGS: dict[str, Callable[[], Setting]] = {
     "double-well": double_well,
 }
 FAMILIES = {name: ("affine", "mlp") if "ou" in name else ("denoiser",) for name in SETTINGS}
-FAMILIES |= {"mixture-2d": ("pulled-features",), "double-well": ("coordinate",)}
+FAMILIES |= {"mixture-2d": ("ridge-value",), "double-well": ("coordinate",)}
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def test_families_work_wherever_a_control_does() -> None:
     p = sc.Problem(sc.ReverseProcess(sc.VP(0.1, 6.0), law, "marginal"), sc.Linear([0.5, 0.4]), 1.0)
     hinted = ft.MLPFamily(2, 16, 1, ft.Decays(4), hint=torch.sin)
     based = ft.Added(sc.AffineControl(0.1 * torch.eye(2)), ft.MLPFamily(2, 16, 1))
-    linear = [ft.AffineFamily(2), ft.DiagonalFamily(2), ft.CoordinateFamily(2), ft.PulledFeatures(2, 10)]
+    linear = [ft.AffineFamily(2), ft.DiagonalFamily(2), ft.CoordinateFamily(2), ft.RidgeValue(2, 10)]
     families = [*linear, hinted, ft.DenoiserFamily(2, 16, 1), ft.PulledFamily(2, 16, 1), ft.QuadraticValue(2),
                 ft.NetworkValue(2, 16, 1), based]  # fmt: skip
     grid = sc.TimeGrid.log_snr(12)

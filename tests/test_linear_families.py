@@ -18,7 +18,7 @@ from sdecontrol.laws import Law
 FAMILIES = {
     "affine": (quadratic, lambda: ft.AffineFamily(2, ft.Polynomials(3))),
     "coordinate": (quadratic, lambda: ft.CoordinateFamily(2, ft.Polynomials(2), degree=4)),
-    "pulled": (reverse, lambda: ft.PulledFeatures(2, count=5)),
+    "ridges": (reverse, lambda: ft.RidgeValue(2, count=5)),
 }
 
 

@@ -16,10 +16,12 @@ from sdecontrol.finetune.families import (
 from sdecontrol.finetune.features import Cosines, Decays, GridTimes, Polynomials, TimeFeatures
 from sdecontrol.finetune.fit import adam, constant, cosine, fit
 from sdecontrol.finetune.initial_law import AffineStart, InitialEntropy, fit_initial
-from sdecontrol.finetune.linear import AffineFamily, CoordinateFamily, LinearFamily, PulledFeatures
+from sdecontrol.finetune.linear import AffineFamily, CoordinateFamily, LinearFamily
 from sdecontrol.finetune.matching import AdjointMatching
+from sdecontrol.finetune.natural import NaturalGradient
 from sdecontrol.finetune.pathwise import RelativeEntropy, TorchsdeAdjoint
 from sdecontrol.finetune.regression import ValueRegression
+from sdecontrol.finetune.ridges import RidgeValue
 from sdecontrol.finetune.score import control_error
 from sdecontrol.finetune.soc_matching import Reparametrisation, SOCMatching
 from sdecontrol.finetune.values import NetworkValue, QuadraticValue, ValueFamily
@@ -46,13 +48,14 @@ __all__ = [
     "LogVariance",
     "Loss",
     "MLPFamily",
+    "NaturalGradient",
     "NetworkValue",
     "Polynomials",
     "PulledFamily",
-    "PulledFeatures",
     "QuadraticValue",
     "RelativeEntropy",
     "Reparametrisation",
+    "RidgeValue",
     "SOCMatching",
     "ScoreMatching",
     "TimeFeatures",

@@ -121,14 +121,14 @@ class MLPFamily(StateFamily):
         return self.network(inputs.to(self.dtype), self.features(t, self.dtype)).to(x)
 
 
-def denoiser_inputs(step: StepView) -> tuple[Tensor, float]:
-    """(x / sqrt(alpha^2 + h), x0_hat) of a reverse diffusion, (n, 2 d), and logistic(log SNR / 4)."""
+def denoiser_inputs(step: StepView) -> tuple[Tensor, float, float]:
+    """(x / size, x0_hat) of a reverse diffusion, (n, 2 d), logistic(log SNR / 4) and size = sqrt(alpha^2 + h)."""
     schedule = getattr(step.process, "schedule", None)
     if schedule is None:
         raise NotDefined(f"a family on x0_hat for {step.process!r}, which has no schedule; use MLPFamily on (t, x)")
     s = step.process.noise_level(step.t)
     size = math.sqrt(schedule.alpha(s) ** 2 + schedule.h(s))
-    return torch.cat([step.x / size, step.x0_hat], 1), 1 / (1 + math.exp(-schedule.log_snr(s) / 4))
+    return torch.cat([step.x / size, step.x0_hat], 1), 1 / (1 + math.exp(-schedule.log_snr(s) / 4)), size
 
 
 class DenoiserFamily(Family):
@@ -148,7 +148,7 @@ class DenoiserFamily(Family):
         self.network = ResidualNetwork(2 * dim, features, dim, width, blocks, seed).to(dtype)
 
     def shift(self, step: StepView) -> Tensor:
-        inputs, level = denoiser_inputs(step)
+        inputs, level, _ = denoiser_inputs(step)
         output = self.network(inputs.to(self.dtype), self.features(level, self.dtype))
         return step.from_value(self._gradient(step, output), 1.0)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from sdecontrol.errors import check
-from sdecontrol.finetune.families import Family, StateFamily, denoiser_inputs, seeded
+from sdecontrol.finetune.families import Family, StateFamily
 from sdecontrol.finetune.features import Polynomials, TimeFeatures
 from sdecontrol.noise import Noise
 from sdecontrol.simulate import simulate
@@ -31,6 +32,12 @@ class LinearFamily(Family):
 
     theta: nn.Parameter
     basis: Tensor
+    observer: Callable[[StepView], None] | None = None  # sees the steps on which u is evaluated with gradients
+
+    def __call__(self, *where: Any) -> Tensor:
+        if self.observer is not None and torch.is_grad_enabled() and self.theta.requires_grad and len(where) == 1:
+            self.observer(where[0])
+        return super().__call__(*where)
 
     def _start(self, outputs: int, sets: int, size: int, dtype: torch.dtype) -> None:
         self.theta = nn.Parameter(torch.zeros(outputs, size, dtype=dtype))
@@ -39,6 +46,13 @@ class LinearFamily(Family):
     @abstractmethod
     def psi(self, step: StepView) -> Tensor:
         """The features at the states of a step: (sets, rows, size), one set or one for each output."""
+
+    def gram(self, step: StepView, rows: int | None = None) -> Tensor:
+        """dt mean psi psi' over the first `rows` paths of a step, in the coordinates of theta: (sets, size, size)."""
+        x = step.x.detach()[:rows]
+        state = step.process.state(step.t, x, jacobian=self.requires_jacobian)
+        psi = self.psi(StepView(step.process, step.transition, step.k, state)) @ self.basis.mT
+        return psi.mT @ psi * (step.dt / len(x))
 
     def coefficients(self) -> Tensor:
         """theta_i B_i, the coefficients of psi: (outputs, size)."""
@@ -125,41 +139,3 @@ class CoordinateFamily(StateFamily, LinearFamily):
         coefficients = self.coefficients().view(len(self.theta), self.features.count, -1)
         here = torch.tensordot(self.features(t, self.dtype), coefficients, ([0], [1]))
         return (self._chebyshev(x.to(here)) * here.mT[:, None]).sum(0).to(x)
-
-
-class PulledFeatures(LinearFamily):
-    """sqrt(dt) u = std' J' C psi, J the Jacobian of x0_hat, psi random ridge functions: linear in C (d, size).
-
-    psi = 1, the inputs y = (x / sqrt(alpha^2 + h), x0_hat, level), and tanh(w . y + b) for `count` fixed random (w, b).
-    As `PulledFamily` with a network whose first layer is drawn, not learned: convex, so that with orthonormal features
-    a hundred steps of SGD do what a network needs thousands for. For a few dimensions: it inverts a matrix of d size.
-    """
-
-    requires_jacobian = True
-    weights: Tensor
-    biases: Tensor
-
-    def __init__(self, dim: int, count: int = 200, seed: int = 0, dtype: torch.dtype = torch.float64):
-        super().__init__()
-        with seeded(seed):
-            weights, biases = torch.randn(2 * dim + 1, count, dtype=dtype), 4 * torch.rand(count, dtype=dtype) - 2
-        weights[-1] *= 8.0  # the level, which goes from 0 to 1
-        self.register_buffer("weights", weights)
-        self.register_buffer("biases", biases - weights[-1] / 2)
-        self._start(1, 1, dim * (count + 2 * dim + 2), dtype)
-
-    def _ridges(self, step: StepView) -> Tensor:
-        """psi: (n, size)."""
-        inputs, level = denoiser_inputs(step)
-        y = torch.cat([inputs, torch.full_like(inputs[:, :1], level)], 1).to(self.dtype)
-        return torch.cat([torch.ones_like(y[:, :1]), y, torch.tanh(y @ self.weights + self.biases)], 1)
-
-    def psi(self, step: StepView) -> Tensor:
-        units = torch.eye(step.x.shape[1], dtype=step.x.dtype)
-        pulled = [step.from_value(step.pullback(e.expand_as(step.x)), 1.0) for e in units]
-        rows = torch.stack(pulled, 2).to(self.dtype)[..., None] * self._ridges(step)[:, None, None]
-        return rows.flatten(2).flatten(0, 1)[None]
-
-    def shift(self, step: StepView) -> Tensor:
-        outputs = self._ridges(step) @ self.coefficients().view(step.x.shape[1], -1).mT
-        return step.from_value(step.pullback(outputs.to(step.x)), 1.0)
