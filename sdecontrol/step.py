@@ -52,13 +52,15 @@ class StepView:
         return self.state.pullback(c)
 
     def reward_gradient(self, reward: Callable[[Tensor], Tensor]) -> Tensor:
-        """Gradient in x of reward(x0_hat(x)): the pullback of the reward's gradient."""
+        """Gradient in x of reward(x0_hat(x)): the pullback of the reward's gradient. A graph of x is kept."""
         gradient = getattr(reward, "gradient", None)
         if gradient is not None:
             return self.pullback(gradient(self.x0_hat))
+        graph = self.x0_hat.requires_grad
         with torch.enable_grad():
-            x0 = self.x0_hat.detach().requires_grad_()
-            return self.pullback(torch.autograd.grad(reward(x0).sum(), x0)[0])
+            x0 = self.x0_hat if graph else self.x0_hat.detach().requires_grad_()
+            slope = torch.autograd.grad(reward(x0).sum(), x0, create_graph=graph)[0]
+        return self.pullback(slope)
 
     def from_value(self, gradient: Tensor, temperature: float) -> Tensor:
         """sqrt(dt) u = std' grad / temperature: first-order optimum of the chain for a value with this gradient."""

@@ -21,7 +21,7 @@ from sdecontrol.finetune.matching import AdjointMatching
 from sdecontrol.finetune.natural import NaturalGradient
 from sdecontrol.finetune.pathwise import RelativeEntropy, TorchsdeAdjoint
 from sdecontrol.finetune.regression import ValueRegression
-from sdecontrol.finetune.ridges import RidgeValue
+from sdecontrol.finetune.ridges import LearnedGuidance, RidgeValue
 from sdecontrol.finetune.score import control_error
 from sdecontrol.finetune.soc_matching import Reparametrisation, SOCMatching
 from sdecontrol.finetune.values import NetworkValue, QuadraticValue, ValueFamily
@@ -44,6 +44,7 @@ __all__ = [
     "Frozen",
     "GridTimes",
     "InitialEntropy",
+    "LearnedGuidance",
     "LinearFamily",
     "LogVariance",
     "Loss",

@@ -51,6 +51,8 @@ class TrajectoryBalance(CertificateLoss):
     Source: derived (the second moment of the certificate R).
     """
 
+    rate = 0.1
+
     def __init__(self, behaviour: Any = None):
         super().__init__(behaviour)
         self.log_z = nn.Parameter(torch.tensor(torch.nan, dtype=torch.float64))

@@ -47,12 +47,10 @@ class LinearFamily(Family):
     def psi(self, step: StepView) -> Tensor:
         """The features at the states of a step: (sets, rows, size), one set or one for each output."""
 
-    def gram(self, step: StepView, rows: int | None = None) -> Tensor:
-        """dt mean psi psi' over the first `rows` paths of a step, in the coordinates of theta: (sets, size, size)."""
-        x = step.x.detach()[:rows]
-        state = step.process.state(step.t, x, jacobian=self.requires_jacobian)
-        psi = self.psi(StepView(step.process, step.transition, step.k, state)) @ self.basis.mT
-        return psi.mT @ psi * (step.dt / len(x))
+    def gram(self, step: StepView) -> Tensor:
+        """Mean of psi psi' over the paths of a step, times dt: (sets, size, size)."""
+        psi = self.psi(step)
+        return psi.mT @ psi * (step.dt / len(step.x))
 
     def coefficients(self) -> Tensor:
         """theta_i B_i, the coefficients of psi: (outputs, size)."""
@@ -72,14 +70,36 @@ class LinearFamily(Family):
             path = simulate(problem.process, control, grid=grid, n=n, noise=noise or Noise(2))
             gram = torch.zeros_like(self.basis)
             for _, step in path.views(self.requires_jacobian):
-                psi = self.psi(step)
-                gram += psi.mT @ psi * (step.dt / n)
+                gram += self.gram(step)
             size, axes = torch.linalg.eigh(gram)
             self.basis.copy_((size + ridge * size[:, -1:]).rsqrt()[:, :, None] * axes.mT)
         return self
 
 
-class AffineFamily(StateFamily, LinearFamily):
+class SeparableFamily(StateFamily, LinearFamily):
+    """psi = phi(t) shapes(x), every product of a feature of time and one of the state."""
+
+    features: TimeFeatures
+
+    @abstractmethod
+    def shapes(self, x: Tensor) -> Tensor:
+        """The features of the state: (n, d) -> (sets, n, count)."""
+
+    def psi(self, step: StepView) -> Tensor:
+        phi = self.features(step.t, self.dtype)
+        return (phi[:, None] * self.shapes(step.x.to(phi))[:, :, None]).flatten(2)
+
+    def gram(self, step: StepView) -> Tensor:
+        phi, shapes = self.features(step.t, self.dtype), self.shapes(step.x.to(self.dtype))
+        return torch.kron(torch.outer(phi, phi), shapes.mT @ shapes) * (step.dt / len(step.x))
+
+    def at_time(self, t: float) -> Tensor:
+        """The coefficients of the shapes at time t: (outputs, count)."""
+        phi, coefficients = self.features(t, self.dtype), self.coefficients()
+        return torch.tensordot(phi, coefficients.view(len(coefficients), len(phi), -1), ([0], [1]))
+
+
+class AffineFamily(SeparableFamily):
     """u(t, x) = sum_j phi_j(t) (G_j x + b_j), with phi the features of time: m d (d + 1) parameters.
 
     It has `affine_at`, so the exact moments, path KL and gap of a learned control are closed on affine chains.
@@ -90,25 +110,19 @@ class AffineFamily(StateFamily, LinearFamily):
         self.features = features or Polynomials()
         self._start(dim, 1, self.features.count * (dim + 1), dtype)
 
-    def psi(self, step: StepView) -> Tensor:
-        phi, ones = self.features(step.t, self.dtype), torch.ones(len(step.x), 1, dtype=self.dtype)
-        return (phi[:, None] * torch.cat([step.x.to(phi), ones], 1)[:, None]).reshape(1, len(ones), -1)
-
-    def _gains(self, t: float) -> tuple[Tensor, Tensor]:
-        phi, coefficients = self.features(t, self.dtype), self.coefficients()
-        both = torch.tensordot(phi, coefficients.view(len(coefficients), len(phi), -1), ([0], [1]))
-        return both[:, :-1], both[:, -1]
+    def shapes(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x.new_ones(len(x), 1)], 1)[None]
 
     def at(self, t: float, x: Tensor) -> Tensor:
-        gain, offset = self._gains(t)
-        return torch.addmm(offset[:, None], gain, x.to(gain).mT).mT.to(x)
+        here = self.at_time(t)
+        return torch.addmm(here[:, -1:], here[:, :-1], x.to(here).mT).mT.to(x)
 
     def affine_at(self, t: float) -> tuple[Tensor, Tensor]:
-        gain, offset = self._gains(t)
-        return gain.detach().double(), offset.detach().double()
+        here = self.at_time(t).detach().double()
+        return here[:, :-1], here[:, -1]
 
 
-class CoordinateFamily(StateFamily, LinearFamily):
+class CoordinateFamily(SeparableFamily):
     """u_i(t, x) = sum_jk c_ijk phi_j(t) T_k(x_i / half_width): Chebyshev polynomials of each coordinate, k <= degree.
 
     For problems whose coordinates do not interact; beyond the half width a coordinate counts as being there.
@@ -130,12 +144,9 @@ class CoordinateFamily(StateFamily, LinearFamily):
             terms.append(2 * y * terms[-1] - terms[-2])
         return torch.stack(terms[: self.degree + 1])
 
-    def psi(self, step: StepView) -> Tensor:
-        phi = self.features(step.t, self.dtype)
-        shapes = self._chebyshev(step.x.to(phi)).permute(2, 1, 0)
-        return (phi[:, None] * shapes[:, :, None]).flatten(2)
+    def shapes(self, x: Tensor) -> Tensor:
+        return self._chebyshev(x).permute(2, 1, 0)
 
     def at(self, t: float, x: Tensor) -> Tensor:
-        coefficients = self.coefficients().view(len(self.theta), self.features.count, -1)
-        here = torch.tensordot(self.features(t, self.dtype), coefficients, ([0], [1]))
+        here = self.at_time(t)
         return (self._chebyshev(x.to(here)) * here.mT[:, None]).sum(0).to(x)

@@ -13,7 +13,7 @@ from sdecontrol.finetune.linear import LinearFamily
 from sdecontrol.step import StepView
 
 
-class NaturalGradient(torch.optim.Optimizer):
+class NaturalGradient(torch.optim.Adam):
     """theta <- theta - rate (G + ridge tr G)^{-1} gradient, G = E sum_k dt psi psi' along the paths of the loss.
 
     KL(Q^{u + du} || Q^u) of a chain is E sum_k dt |du|^2 / 2, so on policy G is the Fisher information of the path law.
@@ -21,15 +21,15 @@ class NaturalGradient(torch.optim.Optimizer):
     Newton's steps, where features that are orthonormal along the model's own paths need a rate that the move of the
     paths decides. A step is shortened to d' G d / 2 <= trust, in nats.
     G is seen as the loss evaluates the family, on the first `paths` paths of each batch, and averaged over iterations
-    with weights memory^age. The parameters of `loss` take plain gradient steps of the same rate (the Hessian of the
-    constant of `TrajectoryBalance` is 1).
-    family: a `LinearFamily`. One solve of its size (m d + m for affine ones) an iteration; ridge decides which
-    directions count as unseen. Source: natural gradient (Amari 1998); that G is the Hessian is derived.
+    with weights memory^age. Few paths and a small ridge leave directions unseen in which a step has no limit.
+    What `loss` learns of its own takes Adam's steps with the loss's rate.
+    family: a `LinearFamily`. One solve of its size (m (d + 1) for affine ones) an iteration.
+    Source: natural gradient (Amari 1998); that G is the Hessian is derived.
     """
 
     def __init__(
         self, family: LinearFamily, loss: Loss | None = None, *, rate: float = 0.5, ridge: float = 1e-6,
-        trust: float = 1.0, memory: float = 0.8, paths: int = 128,
+        trust: float = 1.0, memory: float = 0.8, paths: int = 256,
     ):  # fmt: skip
         check(isinstance(family, LinearFamily), f"a {type(family).__name__}", "a family linear in its parameters",
               "Take sc.finetune.adam for networks.")  # fmt: skip
@@ -38,37 +38,41 @@ class NaturalGradient(torch.optim.Optimizer):
               "ridge > 0, trust > 0, 0 <= memory < 1 and a path or more")  # fmt: skip
         self.family, self.ridge, self.trust, self.memory, self.paths = family, ridge, trust, memory, paths
         self.seen: dict[int, Tensor] = {}  # Gram matrix of each step since the last update
-        own = [] if loss is None else list(loss.parameters())
-        super().__init__([{"params": [family.theta]}, *([{"params": own}] if own else [])], {"lr": rate})
+        groups: list[dict[str, Any]] = [{"params": [family.theta], "lr": rate}]
+        learned = [] if loss is None else list(loss.parameters())
+        if loss is not None and learned:
+            groups.append({"params": learned, "lr": loss.rate})
+        super().__init__(groups)
         family.observer = self.see
 
     @torch.no_grad()
     def see(self, step: StepView) -> None:
         """dt psi psi' of a step, the first time that the family acts on it in this iteration."""
         if step.k not in self.seen:
-            self.seen[step.k] = self.family.gram(step, self.paths)
+            x = step.x.detach()[: self.paths]
+            state = step.process.state(step.t, x, jacobian=self.family.requires_jacobian)
+            self.seen[step.k] = self.family.gram(StepView(step.process, step.transition, step.k, state))
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Update the metric, then the parameters."""
-        (theta,), rate = self.param_groups[0]["params"], self.param_groups[0]["lr"]
+        group, theta = self.param_groups[0], self.family.theta
+        assert theta.grad is not None
         metric = self._metric(theta)
-        damping = self.ridge * metric.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * torch.eye(theta.shape[1]).to(metric)
-        move = -rate * torch.cholesky_solve(theta.grad[..., None], torch.linalg.cholesky(metric + damping))
+        damping = torch.einsum("sii->s", metric)[:, None, None] * torch.eye(theta.shape[1]).to(metric) * self.ridge
+        move = -group["lr"] * torch.cholesky_solve(theta.grad[..., None], torch.linalg.cholesky(metric + damping))
         nats = float((move.mT @ metric @ move).sum()) / 2
         theta += move[..., 0] * min(1.0, (self.trust / nats) ** 0.5 if nats > 0 else 1.0)
-        for group in self.param_groups[1:]:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p -= group["lr"] * p.grad
+        theta.grad = None  # Adam leaves it alone then
+        return super().step(closure)
 
     def _metric(self, theta: Tensor) -> Tensor:
         """The average G, in the coordinates of theta: (sets, size, size)."""
         check(len(self.seen) > 0, "a step of NaturalGradient before its family was evaluated with gradients",
               "loss(...).backward() before every step")  # fmt: skip
-        state, new = self.state[theta], sum(self.seen.values())
+        state, basis = self.state[theta], self.family.basis
+        new = basis @ torch.stack(list(self.seen.values())).sum(0) @ basis.mT * (1 - self.memory)
         self.seen.clear()
-        weight, before = 1.0 - self.memory, state.get("weight", torch.zeros((), dtype=theta.dtype))
-        state["weight"] = before * self.memory + weight
-        state["sum"] = new * weight + (state["sum"] * self.memory if "sum" in state else 0.0)
+        state["sum"] = state.get("sum", torch.zeros_like(new)) * self.memory + new
+        state["weight"] = state.get("weight", new.new_zeros(())) * self.memory + (1 - self.memory)
         return state["sum"] / state["weight"]

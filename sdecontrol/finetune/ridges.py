@@ -1,6 +1,8 @@
-"""Values made of random ridge functions of the state and of the model's guess of the data: linear in their weights."""
+"""Values made of random ridge functions of the model's guess of the data: linear in their weights."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,7 +11,19 @@ from sdecontrol.finetune.families import denoiser_inputs, seeded
 from sdecontrol.finetune.linear import LinearFamily
 from sdecontrol.step import StepView
 
+if TYPE_CHECKING:
+    from sdecontrol.problems.base import Problem
+
 _LEVEL = 8.0  # size of the weights of the level, which goes from 0 to 1 and has to tell early from late
+
+
+def ridges(inputs: int, count: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(w, b) of random functions tanh(w . y + b), y = (inputs of unit size, level): (inputs + 1, count) and (count,)."""
+    with seeded(seed):
+        weights, biases = torch.randn(inputs + 1, count, dtype=dtype), 4 * torch.rand(count, dtype=dtype) - 2
+    weights[:-1] /= inputs**0.5
+    weights[-1] *= _LEVEL
+    return weights, biases - weights[-1] / 2  # centred at the middle level
 
 
 class RidgeValue(LinearFamily):
@@ -27,13 +41,10 @@ class RidgeValue(LinearFamily):
 
     def __init__(self, dim: int, count: int = 200, seed: int = 0, dtype: torch.dtype = torch.float64):
         super().__init__()
-        with seeded(seed):
-            weights, biases = torch.randn(2 * dim + 1, count, dtype=dtype), 4 * torch.rand(count, dtype=dtype) - 2
-        level = _LEVEL * weights[-1:]
-        coordinates = torch.eye(2 * dim, dtype=dtype)
-        self.register_buffer("weights", torch.cat([torch.cat([weights[:-1] / (2 * dim) ** 0.5, level]),
-                                                   torch.cat([coordinates, torch.zeros(1, 2 * dim, dtype=dtype)])], 1))
-        self.register_buffer("biases", biases - level[0] / 2)
+        weights, biases = ridges(2 * dim, count, seed, dtype)
+        coordinates = torch.eye(2 * dim + 1, 2 * dim, dtype=dtype)
+        self.register_buffer("weights", torch.cat([weights, coordinates], 1))
+        self.register_buffer("biases", biases)
         self._start(1, 1, count + 2 * dim, dtype)
 
     def _slopes(self, step: StepView) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,8 +52,8 @@ class RidgeValue(LinearFamily):
         inputs, level, scale = denoiser_inputs(step)
         y = torch.cat([inputs, torch.full_like(inputs[:, :1], level)], 1).to(self.dtype)
         count, d = len(self.biases), step.x.shape[1]
-        ridges = 1 - torch.tanh(y @ self.weights[:, :count] + self.biases).square()
-        both = torch.cat([ridges, ridges.new_ones(len(y), 2 * d)], 1)
+        slopes = 1 - torch.tanh(y @ self.weights[:, :count] + self.biases).square()
+        both = torch.cat([slopes, slopes.new_ones(len(y), 2 * d)], 1)
         return both, self.weights[:d] / scale, self.weights[d : 2 * d]
 
     def psi(self, step: StepView) -> Tensor:
@@ -58,3 +69,46 @@ class RidgeValue(LinearFamily):
         weighted = slopes * self.coefficients()
         gradient = (weighted @ in_x.mT).to(step.x) + step.pullback((weighted @ in_x0.mT).to(step.x))
         return step.from_value(gradient, 1.0)
+
+
+class LearnedGuidance(LinearFamily):
+    """sqrt(dt) u = std' grad_x V, V = f(r(x0_hat) / T, level): reward guidance with a learned scale f'.
+
+    f(y) = c_0 y_0 + sum_j c_j tanh(w_j . y + b_j) with `count` random (w, b), drawn once. f = y_0 alone is the usual
+    guidance by r(x0_hat), which is v to first order in r; f' says how far to trust it where x0_hat is uncertain. A few
+    dozen parameters in any dimension, so losses whose noise grows with the parameters work.
+    spread: the size of r(x0_hat) / T, by which y_0 is divided.
+    """
+
+    requires_jacobian = True
+    weights: Tensor
+    biases: Tensor
+
+    def __init__(
+        self, problem: Problem, count: int = 40, spread: float = 1.0, seed: int = 0, dtype: torch.dtype = torch.float64
+    ):
+        super().__init__()
+        self.reward, self.unit = problem.reward, problem.temperature * spread
+        weights, biases = ridges(1, count, seed, dtype)
+        self.register_buffer("weights", weights)
+        self.register_buffer("biases", biases)
+        self._start(1, 1, count + 1, dtype)
+
+    def _slopes(self, step: StepView) -> Tensor:
+        """Derivatives of y_0 and of each ridge in y_0: (n, size)."""
+        _, level, _ = denoiser_inputs(step)
+        size = (self.reward(step.x0_hat) / self.unit).to(self.dtype)
+        y = torch.stack([size, torch.full_like(size, level)], 1)
+        slopes = (1 - torch.tanh(y @ self.weights + self.biases).square()) * self.weights[0]
+        return torch.cat([torch.ones_like(slopes[:, :1]), slopes], 1)
+
+    def _guidance(self, step: StepView) -> Tensor:
+        """u of V = y_0."""
+        return step.from_value(step.reward_gradient(self.reward), self.unit)
+
+    def psi(self, step: StepView) -> Tensor:
+        return (self._guidance(step)[:, :, None] * self._slopes(step)[:, None]).to(self.dtype).flatten(0, 1)[None]
+
+    def shift(self, step: StepView) -> Tensor:
+        scale = self._slopes(step) @ self.coefficients()[0]
+        return self._guidance(step) * scale[:, None].to(step.x)
