@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -226,10 +226,18 @@ def _score(run: ControlRun, optimum: _Optimum | None) -> Evaluation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Evaluations by name, with paired noise and one shared optimum; samplers' rows are SamplerEvaluations."""
+    """Evaluations by name, with paired noise and one shared optimum; samplers' rows are SamplerEvaluations.
+
+    chain: what all of them ran on. free: rewards of the paths that nothing moved, where they are among the rows.
+    """
 
     rows: dict[str, Any]
-    temperature: float
+    chain: Discretised
+    free: Tensor | None = None
+
+    @property
+    def temperature(self) -> float:
+        return self.chain.problem.temperature
 
     def to_dict(self) -> dict[str, Any]:
         return {name: row.to_dict() for name, row in self.rows.items()}
@@ -240,12 +248,16 @@ class Comparison:
         return render(comparison_table(self))
 
     def plot(self, file: str | FilePath) -> None:
-        """Reward against path KL with error bars, one point a control; samplers have no path KL and are left out."""
+        """Reward against path KL with error bars, one point a control, and the exact front, which no control is above.
+
+        The front is `sdecontrol.report.front`'s, of continuous time and with the start free. It is left out where it
+        needs paths of a network that are not among the rows. Samplers have no path KL and are left out.
+        """
         from sdecontrol.report.figures import reward_against_kl
 
         controls = {name: row for name, row in self.rows.items() if isinstance(row, Evaluation)}
         check(len(controls) > 0, "samplers only", "a control, which has a path KL")
-        reward_against_kl(Comparison(controls, self.temperature), FilePath(file))
+        reward_against_kl(replace(self, rows=controls), FilePath(file))
 
 
 def compare(
@@ -272,10 +284,17 @@ def compare(
         name: collect(problem, entry, grid=grid, kernel=kernel, n=n, noise=noise) for name, entry in entries.items()
     }
     rows = score(problem, runs, grid=grid, kernel=kernel)
-    table = Comparison(rows, problem.temperature)
+    table = Comparison(rows, problem.discretise(kernel, grid), free_rewards(runs.values()))
     if show:
         print(table)
     return table
+
+
+def free_rewards(runs: Iterable[Any]) -> Tensor | None:
+    """Total rewards of the first run that neither a control nor a start moved: (n,), or None."""
+    controls = [run for run in runs if isinstance(run, ControlRun)]
+    free = [run for run in controls if not run.path.controlled and run.path.initial_law is run.path.reference_initial]
+    return free[0].reward if free else None
 
 
 def score(
@@ -297,4 +316,4 @@ def score(
     }
 
 
-__all__ = ["Comparison", "ControlRun", "Evaluation", "collect", "compare", "evaluate", "score", "total_reward"]
+__all__ = ["Comparison", "ControlRun", "Evaluation", "collect", "compare", "evaluate", "free_rewards", "score", "total_reward"]

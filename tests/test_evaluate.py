@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sdecontrol as sc
+from sdecontrol.report import figures
 
 LAW = sc.Gaussian([1.0, -0.5], [[1.0, 0.3], [0.3, 0.5]])
 REWARD = sc.Quadratic([0.5, 0.2], [[0.6, 0.1], [0.1, -0.3]])
@@ -113,6 +114,24 @@ def test_compare_draws_its_figure(problem, chain, tmp_path):
     table = sc.compare(problem, {"best": chain.control, "none": None}, grid=GRID, kernel=KERNEL, n=500, show=False)
     table.plot(tmp_path / "front.png")
     assert (tmp_path / "front.png").stat().st_size > 5_000
+
+
+def test_the_plotted_front_passes_through_the_optimum_and_above_the_rest(problem, monkeypatch, tmp_path):
+    """The curve of the figure, read back from it: the chain's optimum lies on it, the opposite control far below."""
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, file: drawn.append(figure.axes[0]))
+    chain = {"grid": sc.TimeGrid.log_snr(60), "kernel": sc.ExactTransition()}
+    exact = problem.discretise(**chain).exact
+    entries = {"best": (exact.control, exact.initial), "opposite": (-1 * exact.control, exact.initial), "none": None}
+    table = sc.compare(problem, entries, n=4_000, show=False, **chain)
+    table.plot(tmp_path / "front.png")
+    line = next(line for line in drawn[0].lines if line.get_label() == "exact front")
+    kl, reward = (np.asarray(values, dtype=float) for values in line.get_data())
+    excess = {name: row.reward.value - np.interp(row.kl.value, kl, reward) for name, row in table.rows.items()}
+    spread = 4 * table.rows["best"].reward.stderr + 0.01  # sampling, and the chords of the curve
+    assert abs(excess["best"]) < spread
+    assert abs(excess["none"]) < 4 * table.rows["none"].reward.stderr
+    assert excess["opposite"] < -4 * spread
 
 
 def test_the_best_row_lends_its_optimum():

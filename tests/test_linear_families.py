@@ -18,6 +18,7 @@ from sdecontrol.laws import Law
 FAMILIES = {
     "affine": (quadratic, lambda: ft.AffineFamily(2, ft.Polynomials(3))),
     "coordinate": (quadratic, lambda: ft.CoordinateFamily(2, ft.Polynomials(2), degree=4)),
+    "guidance": (reverse, lambda: ft.LearnedGuidance(reverse(), count=3)),
     "ridges": (reverse, lambda: ft.RidgeValue(2, count=5)),
 }
 

@@ -74,5 +74,5 @@ class NaturalGradient(torch.optim.Adam):
         new = basis @ torch.stack(list(self.seen.values())).sum(0) @ basis.mT * (1 - self.memory)
         self.seen.clear()
         state["sum"] = state.get("sum", torch.zeros_like(new)) * self.memory + new
-        state["weight"] = state.get("weight", new.new_zeros(())) * self.memory + (1 - self.memory)
-        return state["sum"] / state["weight"]
+        state["step"] = state.get("step", torch.zeros(())) + 1
+        return state["sum"] / (1 - self.memory ** float(state["step"]))

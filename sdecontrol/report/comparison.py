@@ -13,11 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from sdecontrol.errors import NoClosedForm, NotDefined, SDEControlError
 from sdecontrol.estimate import Estimate
-from sdecontrol.evaluate import ControlRun, collect, score
+from sdecontrol.evaluate import collect, free_rewards, score
 from sdecontrol.kernels import Kernel
 from sdecontrol.laws import Law
 from sdecontrol.methods import PILOT, Choice
@@ -136,7 +134,8 @@ class Trial:
         scores = score(problem, {row.name: row.run for row in self.rows}, grid=chain.grid, kernel=chain.kernel)
         target = self._target()
         self.rows = [self._finished(row, scores[row.name], target) for row in self.rows]
-        self.front = front(self.question.exact, chain.grid, chain.kernel, chain.seed, self._reference_rewards())
+        free = free_rewards(row.run for row in self.rows)
+        self.front = front(self.question.exact, chain.grid, chain.kernel, chain.seed, free)
 
     def _finished(self, row: Row, scored: Any, target: Law | None) -> Row:
         drawn, measure = particles(row.run), self.question.measures
@@ -145,12 +144,6 @@ class Trial:
             distance = gelbrich(drawn, target.mean, target.covariance)
         measures = {} if measure is None else measure(drawn.expect)
         return Row(row.name, row.run, row.cost, row.notes, scored, distance, measures)
-
-    def _reference_rewards(self) -> Tensor | None:
-        """Rewards of the paths that no law moved, where they are among the rows."""
-        runs = [row.run for row in self.rows if isinstance(row.run, ControlRun)]
-        free = [run for run in runs if not run.path.controlled and run.path.initial_law is run.path.reference_initial]
-        return free[0].reward if free else None
 
     def _target(self) -> Law | None:
         """The exact tilt, in continuous time, where its moments are known."""

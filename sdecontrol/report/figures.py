@@ -12,8 +12,9 @@ import numpy as np
 from sdecontrol.errors import NoClosedForm, NotDefined
 from sdecontrol.problems.fitted import Subject
 from sdecontrol.report import figures_chains, figures_kl, figures_laws, figures_mutants
+from sdecontrol.report.front import Point, front
 from sdecontrol.report.run import Picture, Run
-from sdecontrol.report.style import TILT, canvas, save
+from sdecontrol.report.style import REFERENCE, TILT, canvas, save
 
 if TYPE_CHECKING:
     from sdecontrol.evaluate import Comparison
@@ -35,16 +36,31 @@ def drawings(run: Run, subjects: Sequence[Subject], folder: Path) -> Iterator[Pi
 
 
 def reward_against_kl(comparison: Comparison, file: Path) -> None:
-    """Mean reward against path KL, one point with error bars a control; the line is the optimum."""
-    rows = comparison.rows
-    kl = np.array([row.kl.value for row in rows.values()])
+    """Mean reward against path KL: a point with error bars a control, the exact front, and the optimum's objective."""
+    rows, points = comparison.rows, _front(comparison)
+    kl, reward = (np.array([getattr(row, name).value for row in rows.values()]) for name in ("kl", "reward"))
     optimum = next(iter(rows.values())).optimum.value
     with canvas(1, 1, size=(4.6, 3.2)) as (figure, (ax,)):
-        x = np.linspace(0, 1.1 * max(float(kl.max()), 1e-12), 2)
-        ax.plot(x, optimum + comparison.temperature * x, color=TILT, lw=0.9, label="objective of the optimum")
+        edge = 1.1 * max(float(kl.max()), 1e-12)
+        seen = [p for p in points if p.kl <= 1.5 * edge]
+        ax.plot([p.kl for p in points], [p.reward for p in points], color=TILT, lw=1.2, label="exact front")
+        x = np.linspace(0, edge, 2)
+        ax.plot(x, optimum + comparison.temperature * x, color=REFERENCE, lw=0.9, ls="--",
+                label="objective of the optimum")  # fmt: skip
         for (name, row), marker in zip(rows.items(), cycle("osD^vP*X")):
             ax.errorbar(row.kl.value, row.reward.value, xerr=row.kl.stderr, yerr=row.reward.stderr, fmt=marker, ms=4,
                         label=name)  # fmt: skip
-        ax.set(xlabel=r"$\mathrm{KL}(Q^{u,\nu}\Vert Q)$", ylabel=r"$\mathbb{E}\,r(Y_T)$")
+        heights = [*reward, optimum, *(p.reward for p in seen)]
+        margin = 0.08 * (max(heights) - min(heights) + 1e-12)
+        ax.set(xlabel=r"$\mathrm{KL}(Q^{u,\nu}\Vert Q)$", ylabel="mean total reward")
+        ax.set(xlim=(-0.04 * edge, 1.1 * edge), ylim=(min(heights) - margin, max(heights) + margin))
         ax.legend()
         save(figure, file)
+
+
+def _front(comparison: Comparison) -> list[Point]:
+    """The exact front of the compared problem; none where its paths would have to be drawn from a network."""
+    chain = comparison.chain
+    if comparison.free is None and not chain.problem.process.elementwise:
+        return []
+    return front(chain.problem, chain.grid, chain.kernel, 0, comparison.free)
