@@ -316,4 +316,14 @@ def score(
     }
 
 
-__all__ = ["Comparison", "ControlRun", "Evaluation", "collect", "compare", "evaluate", "free_rewards", "score", "total_reward"]
+__all__ = [
+    "Comparison",
+    "ControlRun",
+    "Evaluation",
+    "collect",
+    "compare",
+    "evaluate",
+    "free_rewards",
+    "score",
+    "total_reward",
+]

@@ -62,7 +62,7 @@ class NaturalGradient(torch.optim.Adam):
         damping = torch.einsum("sii->s", metric)[:, None, None] * torch.eye(theta.shape[1]).to(metric) * self.ridge
         move = -group["lr"] * torch.cholesky_solve(theta.grad[..., None], torch.linalg.cholesky(metric + damping))
         nats = float((move.mT @ metric @ move).sum()) / 2
-        theta += move[..., 0] * min(1.0, (self.trust / nats) ** 0.5 if nats > 0 else 1.0)
+        theta.add_(move[..., 0], alpha=min(1.0, (self.trust / nats) ** 0.5) if nats > 0 else 1.0)
         theta.grad = None  # Adam leaves it alone then
         return super().step(closure)
 

@@ -18,7 +18,7 @@ _LEVEL = 8.0  # size of the weights of the level, which goes from 0 to 1 and has
 
 
 def ridges(inputs: int, count: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(w, b) of random functions tanh(w . y + b), y = (inputs of unit size, level): (inputs + 1, count) and (count,)."""
+    """(w, b) of random tanh(w . y + b), y = (inputs of unit size, level): (inputs + 1, count) and (count,)."""
     with seeded(seed):
         weights, biases = torch.randn(inputs + 1, count, dtype=dtype), 4 * torch.rand(count, dtype=dtype) - 2
     weights[:-1] /= inputs**0.5
