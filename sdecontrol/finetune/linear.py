@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sdecontrol.errors import check
 from sdecontrol.finetune.families import Family, StateFamily
 from sdecontrol.finetune.features import Polynomials, TimeFeatures
+from sdecontrol.laws import Law
 from sdecontrol.noise import Noise
 from sdecontrol.simulate import simulate
 from sdecontrol.step import StepView
@@ -57,17 +58,17 @@ class LinearFamily(Family):
         return (self.theta[:, None] @ self.basis)[:, 0]
 
     def orthonormalise(
-        self, problem: Problem, control: Any = None, *, grid: TimeGrid | None = None, ridge: float = 1e-3,
-        n: int = 2048, noise: Noise | None = None,
+        self, problem: Problem, control: Any = None, initial: Law | None = None, *, grid: TimeGrid | None = None,
+        ridge: float = 1e-3, n: int = 2048, noise: Noise | None = None,
     ) -> Self:  # fmt: skip
-        """B = (G + ridge |G|)^{-1/2} with G = E sum_k dt psi psi' along n paths of `control`, default the model's own.
+        """B = (G + ridge |G|)^{-1/2} with G = E sum_k dt psi psi' along n paths of `control`, default none.
 
         ridge keeps directions that those paths hardly show from being magnified. Raises: BadInput once theta is not 0.
         """
         check(not bool(self.theta.detach().any()), "a family that has learned already", "one with u = 0",
               "Orthonormalise before the fit.")  # fmt: skip
         with torch.no_grad():
-            path = simulate(problem.process, control, grid=grid, n=n, noise=noise or Noise(2))
+            path = simulate(problem.process, control, initial, grid=grid, n=n, noise=noise or Noise(2))
             gram = torch.zeros_like(self.basis)
             for _, step in path.views(self.requires_jacobian):
                 gram += self.gram(step)
