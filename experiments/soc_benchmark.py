@@ -44,7 +44,7 @@ QUIET = ("relative-entropy, sticking", "adjoint-matching, sticking")  # their no
 PLAIN = ("log-variance", "adjoint-matching")  # they differentiate no control
 RATIO = ("log-variance", "trajectory-balance", "cross-entropy")  # nor the model
 FEW, FALLING = 0.05, 0.5  # effective samples that are few; a last half of a fit that more than halves its error
-SHARE = 0.25  # of a family's budget, for its other losses
+OTHERS = 8.0  # seconds for the other losses of a family: enough to see what holds them
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Entry:
     make: Callable[[], ft.Family]
     target: float
     seconds: float  # of processor time
-    suited: tuple[str, ...] | None = None  # losses that get all of it; None means every loss
+    suited: tuple[str, ...]  # losses that get all of it
     ridge: float = 1e-6  # of the natural gradient of a linear family
 
 
@@ -196,8 +196,7 @@ def row(problem: str, family: str, loss: str, seconds: float | None) -> dict[str
     """One fit and its verdict."""
     setting, recipe = SETTINGS[problem](), LOSSES[loss]
     entry = setting.entries[family]
-    suited = entry.suited is None or loss in entry.suited
-    budget = seconds or entry.seconds * (1.0 if suited else SHARE)
+    budget = seconds or (entry.seconds if loss in entry.suited else OTHERS)
     named = {"problem": problem, "family": family, "loss": loss, "budget": budget, "target": entry.target}
     try:
         found = learn(setting, entry, recipe, loss == "value-regression", budget)
