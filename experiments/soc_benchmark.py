@@ -41,8 +41,7 @@ NAME = "soc_benchmark"
 SCORES = 6  # along a fit, the last one included
 SCORED_PATHS = 1024
 QUIET = ("relative-entropy, sticking", "adjoint-matching, sticking")  # their noise vanishes where u* is smooth in x
-PLAIN = ("log-variance", "adjoint-matching")  # they differentiate no control
-RATIO = ("log-variance", "trajectory-balance")  # nor the model
+RATIO = ("log-variance", "trajectory-balance")  # they read density ratios and differentiate nothing on the way
 FEW, FALLING = 0.05, 0.5  # effective samples that are few; a last half of a fit that more than halves its error
 OTHERS = 4.0  # seconds for the other losses of a family: enough to see what holds them
 
@@ -56,6 +55,7 @@ class Entry:
     seconds: float  # of processor time
     suited: tuple[str, ...]  # losses that get all of it
     ridge: float = 1e-6  # of the natural gradient of a linear family
+    paths: int = 256  # that its metric is taken on
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ def mixture(dim: int, target: float, seconds: float, steps: int = 40) -> Setting
 
 def double_well() -> Setting:
     problem, features = sc.problems.double_well(), ft.Decays(6)  # the wells forget fast: u* acts late
-    entries = {"coordinate": Entry(lambda: ft.CoordinateFamily(10, features, 13), 1e-2, 80.0, PLAIN)}
+    make = lambda: ft.CoordinateFamily(10, features, 13)  # noqa: E731
+    entries = {"coordinate": Entry(make, 1e-2, 80.0, (*RATIO, "adjoint-matching"), paths=1024)}
     return Setting(problem, sc.TimeGrid.uniform(200), problem.exact.control, "u* of the continuous problem", None,
                    entries, lambda: ft.NetworkValue(10, 64, 2, features))  # fmt: skip
 
@@ -142,11 +143,11 @@ NETWORK_RATE, VALUE_RATE = 5e-3, 5e-2  # of Adam
 CLIP = 1.0  # of the gradients of networks: adjoints have heavy tails between modes
 
 
-def optimiser_of(family: ft.Family, loss: ft.Loss, recipe: Recipe, ridge: float) -> torch.optim.Optimizer:
+def optimiser_of(family: ft.Family, loss: ft.Loss, recipe: Recipe, entry: Entry) -> torch.optim.Optimizer:
     """Natural gradients where the family is linear, slower where they have little to go by; else Adam."""
     if isinstance(family, ft.LinearFamily):
         most = recipe.n / (2 * family.theta.numel()) if recipe.grows else 1.0
-        return ft.NaturalGradient(family, loss, rate=min(recipe.rate, most), ridge=ridge)
+        return ft.NaturalGradient(family, loss, rate=min(recipe.rate, most), ridge=entry.ridge, paths=entry.paths)
     return ft.adam(family, loss, VALUE_RATE if isinstance(family, ft.QuadraticValue) else NETWORK_RATE)
 
 
@@ -156,7 +157,7 @@ def learn(setting: Setting, entry: Entry, recipe: Recipe, values: bool, seconds:
     family = setting.values() if values else entry.make()
     loss = recipe.make(family, problem.process.dim)
     loss.check(problem, family)
-    optimiser = optimiser_of(family, loss, recipe, entry.ridge)
+    optimiser = optimiser_of(family, loss, recipe, entry)
     rates = [group["lr"] for group in optimiser.param_groups]
     batch = ft.Batch(recipe.n, sc.Noise(0), setting.grid, problem.process.default_kernel, setting.initial, family.dtype)
     spent = wall = 0.0
