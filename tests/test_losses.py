@@ -193,18 +193,20 @@ def test_adjoint_matching_converges_to_the_best_mean_shift(steps: int) -> None:
 # ----------------------------------------------------------------------------- gradients of the simulation itself
 
 
-@pytest.mark.parametrize("family", ["affine", "mlp", "denoiser"])
+@pytest.mark.parametrize("family", ["affine", "mlp", "denoiser", "guidance"])
 @pytest.mark.parametrize("make", [quadratic, reverse])
 def test_pathwise_gradient_is_the_derivative_of_the_objective(make: Callable[[], sc.Problem], family: str) -> None:
     """Central differences with the same noise; error h^2 and rounding 1e-16 / h, both below 1e-7 of the slope."""
     problem, grid = make(), sc.TimeGrid.uniform(8)
-    if family == "denoiser" and make is quadratic:
+    if family in ("denoiser", "guidance") and make is quadratic:
         pytest.skip("a general diffusion has no x0_hat")
     made: dict[str, Callable[[], ft.Family]] = {
         "affine": lambda: ft.AffineFamily(2, ft.Polynomials(3)),
         "mlp": lambda: ft.MLPFamily(2, 8, 1, dtype=torch.float64),
         "denoiser": lambda: ft.DenoiserFamily(2, 8, 1, dtype=torch.float64),
+        "guidance": lambda: ft.LearnedGuidance(black_box, 3),
     }
+    black_box = sc.Problem(problem.process, lambda x: problem.reward(x), problem.temperature)  # no gradient of its own
     control = made[family]()
     perturb(control, 0.2)
     batch = ft.Batch(16, sc.Noise(3, torch.float64), grid, None, None, torch.float64)
