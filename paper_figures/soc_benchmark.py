@@ -37,7 +37,7 @@ def error_against_time(rows: list[dict[str, Any]]) -> None:
                 ax.loglog(times, errors, marker=marker, ms=3, lw=1, color=color, ls=style,
                           label=None if network else found["loss"])  # fmt: skip
                 ax.axhline(found["target"], color="0.4", lw=0.8, ls=style)
-            ax.set(title=title, xlabel="processor time (s)", ylabel="relative error")
+            ax.set(title=title, xlabel="processor time (s)", ylabel="relative error", xlim=(0.4, 150))
         handles = {text: h for ax in np.ravel(axes) for h, text in zip(*ax.get_legend_handles_labels())}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
         publish(figure, "soc-benchmark")
