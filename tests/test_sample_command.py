@@ -180,7 +180,7 @@ class Latents(sc.ReverseProcess):
 
 
 def test_classifier_of_noisy_latents_is_the_posterior_of_the_clean_label() -> None:
-    """Learned from the chain's own draws, labelled where they are clean, it is p(y | x_s) of the mixture by Bayes, in KL."""
+    """Learned from the chain's own draws, labelled where they are clean, it is the mixture's p(y | x_s), in KL."""
     mean = torch.tensor([1.5, 0.0, 0.0, 0.0], dtype=torch.float64)
     law = sc.GaussianMixture([0.7, 0.3], torch.stack([mean, -mean]), 0.25 * torch.eye(4).expand(2, 4, 4))
     process = Latents(sc.VP(), law)
