@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.record import record
+from experiments.record import resumed
 from sdecontrol import guidance, steering
 from sdecontrol.backends import StableDiffusionProcess
 from sdecontrol.backends.loading import load_pipeline
@@ -38,10 +39,11 @@ REWARDS = {
     "digit:8": (4.0, 2.0, 1.0, 0.5),
     "jpeg-incompressibility": (0.04, 0.02, 0.01, 0.005),
 }
-LAWS = ("none", "plug-in", "dps:0.3", "cfg", "fk", "twisted", "svdd", "best-of-n")
+LAWS = ("none", "plug-in", "dps:0.3", "classifier", "cfg", "fk", "twisted", "svdd", "best-of-n")
 SETTINGS = {  # name -> (guidance scale, steps, eta)
     "no guidance, DDIM": (1.0, 50, 0.0), "no guidance, eta = 1": (1.0, 50, 1.0), "guidance 2, DDIM": (2.0, 50, 0.0),
 }  # fmt: skip
+ROUTES = ("brightness", "digit:8")
 SHOWN, LEVELS = 8, (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
@@ -113,18 +115,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/tiny-laws"), help="folder of the comparisons")
     asked = parser.parse_args()
     pipeline = load_pipeline(asked.pipeline)
-    n, drawn = (32, 100) if asked.quick else (128, 1000)
-    found: dict[str, Any] = {
-        "threads": torch.get_num_threads(), "n": n, "prompt": PROMPT, "steps": STEPS,
-        "quality": measured_quality(pipeline, drawn), "laws": {}, "routes": [],
-    }  # fmt: skip
+    n, drawn, size = (32, 100, (400, 8, 12)) if asked.quick else (128, 1000, (2000, 16, 40))
+    setting = {"threads": torch.get_num_threads(), "n": n, "prompt": PROMPT, "steps": STEPS}
+    parts: dict[str, Any] = {"setting": lambda: setting, "quality": partial(measured_quality, pipeline, drawn)}
     for reward, temperatures in REWARDS.items():
         chosen = temperatures[1:3] if asked.quick else temperatures
-        found["laws"][reward] = laws(pipeline, reward, chosen, n, asked.out)
-    size = (400, 8, 12) if asked.quick else (2000, 16, 40)
-    for reward in ("brightness", "digit:8"):
-        found["routes"].append(routes(pipeline, reward, REWARDS[reward][1], *size))
-    record("tiny_pipeline_quick" if asked.quick else "tiny_pipeline", found)
+        parts[f"laws {reward}"] = partial(laws, pipeline, reward, chosen, n, asked.out)
+    for reward in ROUTES:
+        parts[f"routes {reward}"] = partial(routes, pipeline, reward, REWARDS[reward][1], *size)
+    resumed("tiny_pipeline_quick" if asked.quick else "tiny_pipeline", parts)
 
 
 if __name__ == "__main__":
