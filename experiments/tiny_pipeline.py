@@ -26,7 +26,8 @@ from sdecontrol.backends import StableDiffusionProcess
 from sdecontrol.backends.loading import load_pipeline
 from sdecontrol.backends.reward_names import named
 from sdecontrol.backends.sampling import question, trials
-from sdecontrol.backends.tiny.quality import draw, quality
+from sdecontrol.backends.tiny.images import ink, split
+from sdecontrol.backends.tiny.quality import Reader, draw, quality
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import ControlRun, collect
 from sdecontrol.report.comparing import Comparing
@@ -44,14 +45,17 @@ SETTINGS = {  # name -> (guidance scale, steps, eta)
     "no guidance, DDIM": (1.0, 50, 0.0), "no guidance, eta = 1": (1.0, 50, 1.0), "guidance 2, DDIM": (2.0, 50, 0.0),
 }  # fmt: skip
 ROUTES = ("brightness", "digit:8")
-SHOWN, LEVELS = 8, (0.1, 0.25, 0.5, 0.75, 0.9)
+SHOWN, PICTURED, LEVELS = 8, 60, (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def measured_quality(pipeline: Any, n: int) -> dict[str, Any]:
-    found = {}
+    """What is drawn at each setting, its first images as 8 x 8 pixels, and what the classifier makes of real digits."""
+    train, held_out = split()
+    found: dict[str, Any] = {"real digits": {"accuracy": Reader(held_out).accuracy(train).to_dict()}}
     for name, (scale, steps, eta) in SETTINGS.items():
         images = draw(pipeline, n, scale=scale, steps=steps, eta=eta)
-        found[name] = {"scale": scale, "steps": steps, "eta": eta, **quality(images).to_dict()}
+        pixels = ink(images.images[:PICTURED]).numpy().round(2).tolist()
+        found[name] = {"scale": scale, "steps": steps, "eta": eta, **quality(images).to_dict(), "pixels": pixels}
     return found
 
 

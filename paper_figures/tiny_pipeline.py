@@ -1,14 +1,17 @@
-"""Figures of experiments/tiny_pipeline.py: reward against path KL under every law, and images side by side."""
+"""Figures of experiments/tiny_pipeline.py: what is drawn, reward against path KL, laws and images side by side."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from experiments.record import results
 from experiments.tiny_pipeline import ROUTES
 from paper_figures.output import publish
+from sdecontrol.backends.tiny.images import Digits, enlarge, split
+from sdecontrol.backends.tiny.picture import pictured
 from sdecontrol.report.style import CYCLE, SAMPLES, TILT, canvas
 
 if TYPE_CHECKING:
@@ -70,6 +73,18 @@ def _point(ax: Axes, x: dict[str, float], y: dict[str, float], marker: str, colo
                 elinewidth=0.8, label=law)  # fmt: skip
 
 
+def drawn(found: dict[str, Any]) -> None:
+    """Real digits beside those of the stock pipeline at each setting."""
+    real, _ = split()
+    shown = {"real digits": real}
+    for name, entry in found["quality"].items():
+        if "pixels" in entry:
+            images = enlarge(torch.tensor(entry["pixels"]))
+            shown[f"{name}: {100 * entry['accuracy']['value']:.1f} %"] = Digits(images, torch.arange(len(images)) % 10)
+    with pictured(shown) as figure:
+        publish(figure, "tiny-pipeline-drawn")
+
+
 def images(found: dict[str, Any]) -> None:
     """The middle temperature of each reward: eight images a law."""
     chosen = {reward: trials[len(trials) // 2] for reward, trials in _laws(found).items()}
@@ -117,6 +132,7 @@ def routes(found: dict[str, Any]) -> None:
 
 def main() -> None:
     found = results("tiny_pipeline")
+    drawn(found)
     front(found)
     images(found)
     routes(found)
