@@ -34,7 +34,7 @@ def draw_picture(pipeline: StableDiffusionPipeline, file: Path, rows: int = ROWS
 @contextmanager
 def pictured(shown: dict[str, Digits], rows: int = ROWS) -> Iterator[Figure]:
     """A figure with a panel for each title: the first `rows` digits of every class, one column a class."""
-    with canvas(1, len(shown), (3.0 * len(shown), 3.4)) as (figure, axes):
+    with canvas(1, len(shown), (3.0 * len(shown), 2.7)) as (figure, axes):
         for ax, (title, digits) in zip(axes, shown.items()):
             ax.imshow(_by_class(digits, rows), cmap="gray_r", vmin=0, vmax=1)
             ax.set(title=title, yticks=[])
