@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import sdecontrol as sc
 import sdecontrol.finetune as ft
-from experiments.guo_simulation import AMBIENT, LAW, OUTSIDE, PROCESS, SCHEDULE, TILTED, parabola, run
+from experiments.guo_simulation import AMBIENT, LAW, NOISE, OUTSIDE, PROCESS, SCHEDULE, TILTED, parabola, run
 from experiments.record import resumed
 from sdecontrol import guidance
 from sdecontrol.guidance import ascent
@@ -88,7 +88,15 @@ def through(process: sc.ReverseProcess) -> list[dict[str, float]]:
     return rows
 
 
-PARTS = {"plain": plain, "1000": partial(preconditioned, 1_000), "3000": partial(preconditioned, 3_000)}
+def limits() -> dict[str, float]:
+    """The maximum on the span, and where Algorithm 1 with G_loss, its increment and the exact score ends, (13)."""
+    objective, delta = parabola(TILTED), LAWS["g_loss"][1]
+    points = {"maximum": 0.0, "algorithm 1": NOISE**2 / delta}
+    return {name: float(objective(ascent.regularised_maximum(LAW, objective, k)[None])) for name, k in points.items()}
+
+
+PARTS = {"limits": limits, "plain": plain}
+PARTS |= {f"{n}": partial(preconditioned, n) for n in (1_000, 3_000)}
 
 
 if __name__ == "__main__":
