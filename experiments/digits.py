@@ -105,7 +105,7 @@ def network(name: str, n: int) -> dict[str, Any]:
 # part -> (what makes one task of it, samples, tasks)
 PARTS = {
     "compare": (compared, 5_000, TASKS),
-    "network": (network, 1_024, ("score", *TASKS)),
+    "network": (network, 512, ("score", *TASKS)),
 }
 
 
