@@ -98,7 +98,9 @@ def trained(exact: dict[str, Any], network: dict[str, Any]) -> None:
         axes[0].set_ylabel("nearest first under the exact score", fontsize=8)
         figure.supxlabel(r"$W_2$ of the first two moments to the exact tilt", fontsize=9)
         handles = [axes[0].plot([], [], "o", ms=4.5, color=color)[0] for color in (REFERENCE, CYCLE[3])]
-        figure.legend(handles, ["exact score", "trained score"], loc="outside upper center", ncols=2)
+        sizes = [run[tasks[0]]["n"] for run in (exact, network)]
+        texts = [f"{kind} score, {n} samples a law" for kind, n in zip(("exact", "trained"), sizes)]
+        figure.legend(handles, texts, loc="outside upper center", ncols=2)
         publish(figure, "digits-network")
 
 
