@@ -251,10 +251,7 @@ def climbs(rounds: int = 25, batch: int = 512) -> dict[str, Any]:
     strength = 2 * ascent.largest_curvature(LAW, objective)
     both = {"algorithm 1": (ascent.Regularised(strength), None),
             "algorithm 2": (ascent.Rescaled(strength), ascent.MomentMatching(ascent.anchored))}  # fmt: skip
-    return {
-        name: run(PROCESS, objective, target, rounds, batch, refit=refit)
-        for name, (target, refit) in both.items()
-    }
+    return {name: run(PROCESS, objective, target, rounds, batch, refit=refit) for name, (target, refit) in both.items()}
 
 
 def sphere(rounds: int = 20, batch: int = 512) -> dict[str, Any]:
