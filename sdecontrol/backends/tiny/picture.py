@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from sdecontrol.report.style import canvas, save
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-    from matplotlib.figure import Figure
+
 
 ROWS = 6
 
@@ -32,7 +32,7 @@ def draw_picture(pipeline: StableDiffusionPipeline, file: Path, rows: int = ROWS
 
 
 @contextmanager
-def pictured(shown: dict[str, Digits], rows: int = ROWS) -> Iterator[Figure]:
+def pictured(shown: dict[str, Digits], rows: int = ROWS) -> Iterator[Any]:
     """A figure with a panel for each title: the first `rows` digits of every class, one column a class."""
     with canvas(1, len(shown), (3.0 * len(shown), 2.7)) as (figure, axes):
         for ax, (title, digits) in zip(axes, shown.items()):
