@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ from sdecontrol.backends.tiny.quality import Reader, draw, quality
 from sdecontrol.errors import NotDefined
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import ControlRun, collect
+from sdecontrol.path import Path as SimulatedPath
 from sdecontrol.report.comparing import Comparing
 from sdecontrol.report.comparison_figures import picked
 from sdecontrol.report.front import FEWEST, effective, front, weighed
+from sdecontrol.simulate import simulate
 from sdecontrol.steering import Particles
 
 PROMPT, STEPS = "a three", 20
@@ -73,6 +75,19 @@ def _images(trial: Any) -> dict[str, Any]:
     return {row.name: show(picked(row.run, SHOWN)).mean(-1).round(2).tolist() for row in trial.rows}
 
 
+@lru_cache(maxsize=1)
+def plain_path(pipeline: Any, n: int) -> SimulatedPath:
+    """n paths of the chain without control: what all rewards and temperatures are weighed from."""
+    process = StableDiffusionProcess(pipeline, PROMPT, cfg=1.0, steps=STEPS)
+    return simulate(process, n=n, keep="ends", noise=process.default_noise)
+
+
+def plain_run(pipeline: Any, problem: Any, n: int) -> ControlRun:
+    path = plain_path(pipeline, n)
+    with torch.no_grad():
+        return ControlRun(path, problem.reward(path.terminal).double(), problem.temperature)
+
+
 def fronts(pipeline: Any, n: int, temperatures: dict[str, Sequence[float]]) -> dict[str, Any]:
     """For each reward: the exact front by weighed plain paths, and at each temperature the reward and KL of the tilt.
 
@@ -82,7 +97,7 @@ def fronts(pipeline: Any, n: int, temperatures: dict[str, Sequence[float]]) -> d
     found: dict[str, Any] = {}
     for reward, chosen in temperatures.items():
         problems = [question(process, named(reward, PROMPT), t, reward).problem for t in chosen]
-        free: Any = collect(problems[0], None, n=n)
+        free = plain_run(pipeline, problems[0], n)
         chain = process.default_grid, process.default_kernel
         points = front(problems[0], *chain, seed=0, reference=free.reward)
         tilts = [_tilt(problem, free) for problem in problems]
@@ -106,7 +121,7 @@ def routes(pipeline: Any, reward: str, temperature: float, n: int, particles: in
     """log Z three times, and P(r <= level) under the tilt by twisted particles and by weighed plain paths."""
     process = StableDiffusionProcess(pipeline, PROMPT, cfg=1.0, steps=STEPS)
     problem = question(process, named(reward, PROMPT), temperature, reward).problem
-    free: Any = collect(problem, None, n=n)
+    free = plain_run(pipeline, problem, n)
     guided: Any = collect(problem, guidance.plug_in(problem), n=n // 2)
     swarm: Any = collect(problem, steering.twisted(problem, particles), n=particles * populations)
     log_z = {

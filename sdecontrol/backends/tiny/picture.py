@@ -16,7 +16,6 @@ from sdecontrol.report.style import canvas, save
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-
 ROWS = 6
 
 
