@@ -19,6 +19,7 @@ from sdecontrol import value as V
 from sdecontrol.errors import NotDefined
 from sdecontrol.value import estimate, paths
 from sdecontrol.value.integrand import Task, normals
+from sdecontrol.value.surrogates import Surrogates
 
 P = sc.problems
 RATE = 1e-5
@@ -166,6 +167,7 @@ def test_bridge_without_variance_shows(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------- coverage
 
 
+@pytest.mark.filterwarnings("ignore::sdecontrol.value.UnreliableWeights")  # few carriers at 1024 draws; it holds anyhow
 @pytest.mark.parametrize("method", BY_LAW, ids=lambda m: m.name)
 def test_coverage(method) -> None:
     """Over 40 seeds: mean z within 4.4/sqrt(40) and its mean square within chi-square quantiles of the same rate."""
@@ -229,17 +231,52 @@ def test_extrapolation_of_a_known_error() -> None:
         assert float((limit - 2).abs()) == pytest.approx(float(left), rel=1e-5)
 
 
-def test_moments_of_the_surrogate() -> None:
-    """E Q^m of c.z + z'Bz - tr B against Gauss-Hermite quadrature in two dimensions."""
+def test_known_means_of_the_surrogate() -> None:
+    """E Q^m and E e^Q of c.z + z'Bz - tr B against Gauss-Hermite quadrature in two dimensions."""
     method = V.ControlVariates()
-    coefficients = torch.tensor([[0.3], [-0.2], [0.4], [0.5], [-0.1]], dtype=torch.float64)
-    x, w = np.polynomial.hermite_e.hermegauss(20)
+    coefficients = torch.tensor([[0.3], [-0.2], [0.1], [0.08], [-0.1]], dtype=torch.float64)
+    x, w = np.polynomial.hermite_e.hermegauss(60)
     z = torch.tensor(np.array([(a, b) for a in x for b in x]))
     weights = torch.tensor(np.outer(w, w).ravel() / (2 * math.pi))
-    q = method._features(z) @ coefficients
-    moments = method._moments(coefficients, 2)
+    q = (method._features(z) @ coefficients)[:, 0]
+    surrogates = Surrogates(*method._diagonal(coefficients, 2), degree=3)
     for m in range(7):
-        assert float(moments[m, 0]) == pytest.approx(float(weights @ q[:, 0] ** m), rel=1e-11)
+        assert float(surrogates.moments[m, 0]) == pytest.approx(float(weights @ q**m), rel=1e-11)
+    for power in (1.0, 2.0):
+        found = float(surrogates.log_growth(power)[0])
+        assert math.exp(found) == pytest.approx(float(weights @ torch.exp(power * q)), rel=1e-8)
+    assert float((weights @ surrogates.controls(q[:, None])[:, 0]).abs().max()) < 1e-8
+
+
+def test_control_variates_are_exact_for_quadratic_exponents() -> None:
+    process = sc.ReverseProcess(sc.VP(0.1, 5.0), sc.Gaussian([0.5, -0.2], [[0.6, 0.2], [0.2, 0.4]]))
+    problem = sc.Problem(process, sc.Quadratic([1.0, -0.5], [[0.4, 0.1], [0.1, -0.2]]), 0.8)
+    x = rows(3, 2)
+    found = sc.feynman_kac(problem, 0.3, x, 1024, V.ControlVariates(), sc.Noise(1))
+    assert np.abs(found.value - problem.exact.value(0.3, x).numpy()).max() < 1e-12
+    assert found.stderr.max() < 1e-12
+
+
+def test_the_error_of_heavy_contributions_is_widened() -> None:
+    """Of n values m ones, the others zero: about m carriers, and the variance 2 (1/m - 1/n)^{1/2} above its own."""
+    n, m = 10_000, 25
+    values = torch.zeros(n, 1, dtype=torch.float64)
+    values[:m] = 1.0
+    error, carriers = estimate.spread(values)
+    assert float(carriers) == pytest.approx(m, rel=0.02)
+    assert float(error) ** 2 == pytest.approx(float(values.var()) / n * (1 + 2 / math.sqrt(m)), rel=0.02)
+    halves = estimate.spread(values[: n // 2] / 2, values[n // 2 :] / 2)
+    assert float(halves[0]) == pytest.approx(float(error), rel=0.02)  # the mean of two halves of the same values
+
+
+def test_nets_with_equal_means_still_doubt_their_largest_weights() -> None:
+    """Exchangeable nets without any spread: the error is that of the excesses of the R largest weights."""
+    weights = torch.linspace(1, 3, 64, dtype=torch.float64).repeat(16, 1)
+    weights[torch.arange(16), 60] = torch.linspace(5, 8, 16, dtype=torch.float64)
+    weights[:, 0] += weights[:, 60].max() - weights[:, 60]  # equal means
+    found = estimate.of_nets(weights.log()[:, :, None, None], 1, "nets")
+    wanted = np.linspace(5, 8, 16).std(ddof=1) * 4 / float(weights.sum())
+    assert float(found.stderr) == pytest.approx(wanted, rel=0.3)
 
 
 def test_diagonal_and_dense_transitions_agree(monkeypatch: pytest.MonkeyPatch) -> None:

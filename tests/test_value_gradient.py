@@ -52,6 +52,8 @@ def scores(problem: sc.Problem, method, n: int = 2**11, seed: int = 1, exact=Non
 
 
 SHORT = dict(grid=sc.TimeGrid.uniform(20))
+# paths that part between two modes stretch a moved start a thousandfold: a few of them carry the error bar, which warns
+few_carry = pytest.mark.filterwarnings("ignore:saw an error bar that hangs:sdecontrol.value.UnreliableWeights")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ SHORT = dict(grid=sc.TimeGrid.uniform(20))
     [(p, m, {}) for p in (LINEAR, QUADRATIC, BLACK_BOX) for m in (V.Pathwise(), V.Bismut(), V.LikelihoodRatio())]
     + [(STEP, m, {}) for m in (V.Bismut(), V.Bismut(lambda s: 1.0 - 0.9 * s), V.LikelihoodRatio())]
     + [(MIXTURE, m, {}) for m in (V.Pathwise(), V.LikelihoodRatio())]
-    + [(MIXTURE, V.Bismut(), dict(grid=sc.TimeGrid.log_snr(25)))]
+    + [pytest.param(MIXTURE, V.Bismut(), dict(grid=sc.TimeGrid.log_snr(25)), marks=few_carry)]
     + [(p, m, SHORT) for p in (RUNNING, WELLS) for m in (V.Pathwise(), V.Bismut(), V.LikelihoodRatio())],
     ids=lambda a: getattr(a, "name", None) or (type(a).__name__ if not isinstance(a, dict) else "on"),
 )
@@ -114,6 +116,7 @@ def test_swap(rule) -> None:
     assert np.abs(linear).max() < BOUND  # but it is for linear rewards
 
 
+@few_carry
 def test_swap_of_a_mixture_is_not_its_value() -> None:
     """grad E[Y_T | Y_t = x] for r = first coordinate, by differences of the posterior mean."""
     process, x, step = MIXTURE.process, rows(MIXTURE), 1e-5

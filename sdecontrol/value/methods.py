@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sdecontrol.errors import NotDefined, check
 from sdecontrol.noise import Noise
-from sdecontrol.value.estimate import LogMean, of_units, of_weights
+from sdecontrol.value.estimate import LogMean, of_nets, of_units, of_weights
 from sdecontrol.value.integrand import Integrand, Task, log_weights, normals
+from sdecontrol.value.surrogates import Surrogates
 
 
 class Method(ABC):
@@ -57,6 +58,9 @@ class Antithetic(Method):
 class QuasiMonteCarlo(Method):
     """`randomisations` independently scrambled Sobol nets; the standard error is that of their means (few degrees).
 
+    A net meets the largest weights once or not at all, so that the spread of a few nets may not show them: what the
+    largest ones, one a net, would vary by if they fell independently is added to it in quadrature.
+
     The net fills the first `dims` normals (those of the end point and of the leading modes of the path; for an exactly
     known transition all of them, largest variance first), pseudo-random normals the others. Points are the centres of
     the cells of the net, so that no normal is infinite. n is rounded down to randomisations times a power of two.
@@ -73,10 +77,7 @@ class QuasiMonteCarlo(Method):
         integrand = task.integrand
         bits = int(math.log2(max(n // self.randomisations, 2)))
         found = [log_weights(integrand, self._points(integrand, noise, r, bits)) for r in range(self.randomisations)]
-        log_w = torch.cat(found)
-        top = log_w.amax(0)
-        units = torch.stack([torch.exp(part - top).mean(0) for part in found])
-        return of_units(units, top, log_w[:, 0], integrand.order, len(log_w), self.name)
+        return of_nets(torch.stack(found), integrand.order, self.name)
 
     def _points(self, integrand: Integrand, noise: Noise, index: int, bits: int) -> Iterator[Tensor]:
         """2^bits rows of normals of one randomisation, in pieces of a power of two."""
@@ -101,13 +102,18 @@ def _nothing(n: int, piece: int) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class ControlVariates(Method):
-    """A quadratic surrogate Q of F, and e^F regressed on Q, Q^2, ..., Q^degree, whose means are known exactly.
+    """A quadratic surrogate Q of F, and e^F regressed on Q, ..., Q^degree and e^Q, whose means are known exactly.
 
     Q(z) = c . z + z'Bz - tr B is fitted to F on a pilot (B full up to `full` leading normals, else diagonal). Its
-    moments follow from its cumulants kappa_m = 2^{m-1} (m-1)! tr B^m + 2^{m-3} m! c'B^{m-2}c. The regression is
-    cross-fitted over `folds`: each fold's coefficients come from the others, so the residuals' error bar is honest.
-    Where F is a smooth function of a quadratic the variance falls by orders of magnitude; where weights collapse the
-    regression follows a few of them. Raises: NotDefined when its mean turns negative.
+    moments follow from its cumulants kappa_m = 2^{m-1} (m-1)! tr B^m + 2^{m-3} m! c'B^{m-2}c, and
+
+        E e^Q = det(I - 2B)^{-1/2} exp(c'(I - 2B)^{-1}c/2 - tr B),
+
+    used where e^{4Q} has a mean and at least e^-4 of the e^Q are effective. The regression is cross-fitted over
+    `folds`: each fold's coefficients come from the others, so the residuals' error bar is honest. Where F is quadratic
+    nothing is left but rounding; where it is a smooth function of a quadratic the variance falls by orders of
+    magnitude; where weights collapse the regression follows a few of them. Raises: NotDefined when its mean turns
+    negative.
     """
 
     degree: int = 3
@@ -119,14 +125,14 @@ class ControlVariates(Method):
         q = integrand.leading
         width = self._features(torch.zeros(1, q, dtype=torch.float64)).shape[1]
         size = max(n // 8, 4 * width, min(16 * width, 2**12))
-        surrogates = self._fit(integrand, noise, size)
+        coefficients, surrogates = self._fit(integrand, noise, size)
         log_w, controls = [], []
         for z in integrand.draws(noise, "value", n):
             log_w.append(integrand.log_weight(z))
-            controls.append((self._features(z[:, :q]) @ surrogates.coefficients).reshape(len(z), *log_w[-1].shape[1:]))
+            controls.append((self._features(z[:, :q]) @ coefficients).reshape(len(z), *log_w[-1].shape[1:]))
         weights, surrogate = torch.cat(log_w), torch.cat(controls)
         top = weights.amax(0)
-        units = self._residuals(torch.exp(weights - top), surrogates.centred_powers(surrogate))
+        units = self._residuals(torch.exp(weights - top), surrogates.controls(surrogate))
         if not bool((units.mean(0) > 0).all()):
             raise NotDefined(
                 "control variates gave a negative mean of positive weights, as few of them carry it; use Laplace(), "
@@ -141,43 +147,31 @@ class ControlVariates(Method):
         i, j = torch.triu_indices(z.shape[1], z.shape[1])
         return torch.cat([z, z[:, i] * z[:, j] - (i == j).to(z)], 1)
 
-    def _fit(self, integrand: Integrand, noise: Noise, size: int) -> _Surrogates:
-        """Least squares of F on 1, z and the quadratic features over pilot normals."""
+    def _fit(self, integrand: Integrand, noise: Noise, size: int) -> tuple[Tensor, Surrogates]:
+        """Least squares of F on 1, z and the quadratic features over pilot normals: their coefficients."""
         pieces = list(integrand.draws(noise, "pilot", size))
         z = torch.cat(pieces)[:, : integrand.leading]
         f = torch.cat([integrand.rough(piece) for piece in pieces]).repeat(1, integrand.levels)
         features = self._features(z)
         design = torch.cat([torch.ones(len(z), 1, dtype=z.dtype), features], 1)
         found = torch.linalg.solve(design.mT @ design, design.mT @ f)[1:]  # orthogonal columns, up to sampling
-        return _Surrogates(found, self._moments(found, integrand.leading), self.degree)
+        return found, Surrogates(*self._diagonal(found, integrand.leading), self.degree)
 
-    def _moments(self, coefficients: Tensor, q: int) -> Tensor:
-        """E Q^m, m = 0 .. 2 degree, of every column: (2 degree + 1, columns)."""
+    def _diagonal(self, coefficients: Tensor, q: int) -> tuple[Tensor, Tensor]:
+        """The eigenvalues of B and the squares of c in its eigenvectors: (columns, q) each."""
         linear, quadratic = coefficients[:q], coefficients[q:]
         if q > self.full:
-            b, c2 = quadratic.mT, linear.mT.square()
-        else:
-            i, j = torch.triu_indices(q, q)
-            matrix = torch.zeros(coefficients.shape[1], q, q, dtype=coefficients.dtype)
-            matrix[:, i, j] = quadratic.mT / 2
-            b, vectors = torch.linalg.eigh(matrix + matrix.mT)
-            c2 = (vectors.mT @ linear.mT[:, :, None])[..., 0].square()
-        top = 2 * self.degree
-        cumulants = [torch.zeros(len(b), dtype=b.dtype)] * 2 + [
-            2.0 ** (m - 1) * math.factorial(m - 1) * (b**m).sum(1)
-            + 2.0 ** (m - 3) * math.factorial(m) * (b ** (m - 2) * c2).sum(1)
-            for m in range(2, top + 1)
-        ]
-        moments = [torch.ones_like(cumulants[0])]
-        for m in range(1, top + 1):
-            moments.append(sum((math.comb(m - 1, j - 1) * cumulants[j] * moments[m - j] for j in range(1, m + 1)),
-                               torch.zeros_like(cumulants[0])))  # fmt: skip
-        return torch.stack(moments)
+            return quadratic.mT, linear.mT.square()
+        i, j = torch.triu_indices(q, q)
+        matrix = torch.zeros(coefficients.shape[1], q, q, dtype=coefficients.dtype)
+        matrix[:, i, j] = quadratic.mT / 2
+        values, vectors = torch.linalg.eigh(matrix + matrix.mT)
+        return values, (vectors.mT @ linear.mT[:, :, None])[..., 0].square()
 
     def _residuals(self, weights: Tensor, controls: Tensor) -> Tensor:
-        """weights (n, ...) minus the fitted combination of centred controls (n, ..., degree), cross-fitted."""
+        """weights (n, ...) minus the fitted combination of centred controls (n, ..., c), cross-fitted."""
         n, shape = len(weights), weights.shape
-        w, c = weights.reshape(n, -1), controls.reshape(n, -1, self.degree)
+        w, c = weights.reshape(n, -1), controls.reshape(n, -1, controls.shape[-1])
         design = torch.cat([torch.ones_like(c[..., :1]), c], 2)
         edges = np.linspace(0, n, self.folds + 1).astype(int)
         parts = [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:])]
@@ -188,19 +182,3 @@ class ControlVariates(Method):
             beta = torch.linalg.pinv(grams.sum(0) - grams[k], hermitian=True) @ (sides.sum(0) - sides[k])[..., None]
             residuals[p] = w[p] - torch.einsum("nci,ci->nc", c[p], beta[:, 1:, 0])
         return residuals.reshape(shape)
-
-
-@dataclass(frozen=True, eq=False)
-class _Surrogates:
-    """Fitted coefficients (features, columns) and the exact moments (2 degree + 1, columns) of the surrogates."""
-
-    coefficients: Tensor
-    moments: Tensor
-    degree: int
-
-    def centred_powers(self, q: Tensor) -> Tensor:
-        """(Q^m - E Q^m) / sd(Q)^m for m = 1 .. degree: (n, ...) -> (n, ..., degree); zero where Q is constant."""
-        shape = q.shape[1:]
-        moments = self.moments[: self.degree + 1].reshape(-1, *shape)
-        scale = torch.where(self.moments[2] > 0, self.moments[2], 1.0).sqrt().reshape(shape)
-        return torch.stack([(q**m - moments[m]) / scale**m for m in range(1, self.degree + 1)], -1)
