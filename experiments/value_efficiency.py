@@ -24,10 +24,13 @@ from experiments.record import resumed
 from sdecontrol import value as V
 from sdecontrol.problems.builtin import resolve
 
-STEPS, NESTED, EVALUATIONS = 100, 2**9, 2**13
+STEPS, NESTED, EVALUATIONS = 100, 2**11, 2**15
 STEP = 1e-3  # of the central differences, relative to a coordinate of order one
 VALUES = (V.Plain(), V.QuasiMonteCarlo(), V.ControlVariates(), V.Adapted(), V.Laplace(), V.Portfolio())
-GRADIENTS = (V.Pathwise(), V.LikelihoodRatio(), V.Pathwise(V.Adapted()), V.Pathwise(V.Laplace()))
+GRADIENTS = (
+    V.Pathwise(), V.Pathwise(V.ControlVariates()), V.LikelihoodRatio(), V.Pathwise(V.Adapted()),
+    V.Pathwise(V.Laplace()),
+)  # fmt: skip
 
 Case = tuple[sc.Problem, float, Tensor]
 

@@ -233,19 +233,36 @@ def test_extrapolation_of_a_known_error() -> None:
 
 def test_known_means_of_the_surrogate() -> None:
     """E Q^m and E e^Q of c.z + z'Bz - tr B against Gauss-Hermite quadrature in two dimensions."""
-    method = V.ControlVariates()
-    coefficients = torch.tensor([[0.3], [-0.2], [0.1], [0.08], [-0.1]], dtype=torch.float64)
+    linear = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    matrix = torch.tensor([[[0.1, 0.04], [0.04, -0.1]]], dtype=torch.float64)
+    surrogates = Surrogates(linear, matrix)
     x, w = np.polynomial.hermite_e.hermegauss(60)
     z = torch.tensor(np.array([(a, b) for a in x for b in x]))
     weights = torch.tensor(np.outer(w, w).ravel() / (2 * math.pi))
-    q = (method._features(z) @ coefficients)[:, 0]
-    surrogates = Surrogates(*method._diagonal(coefficients, 2), degree=3)
+    q = surrogates(z)[:, 0]
+    moments = surrogates.moments(6)
     for m in range(7):
-        assert float(surrogates.moments[m, 0]) == pytest.approx(float(weights @ q**m), rel=1e-11)
+        assert float(moments[m, 0]) == pytest.approx(float(weights @ q**m), rel=1e-11)
     for power in (1.0, 2.0):
         found = float(surrogates.log_growth(power)[0])
         assert math.exp(found) == pytest.approx(float(weights @ torch.exp(power * q)), rel=1e-8)
-    assert float((weights @ surrogates.controls(q[:, None])[:, 0]).abs().max()) < 1e-8
+    assert float((weights @ surrogates.controls(q[:, None], 3)[:, 0]).abs().max()) < 1e-8
+    assert float((weights @ surrogates.moved_controls(z, 3)).abs().max()) < 1e-8
+    wild = Surrogates(10 * linear, matrix)  # e^Q is of no use: z Q in its place
+    assert not bool(wild.has_exponential[0])
+    assert float((weights @ wild.moved_controls(z, 3)).abs().max()) < 1e-8
+
+
+def test_surrogates_of_a_turned_quadratic() -> None:
+    """In 40 dimensions slopes find a matrix that squares cannot: nothing of a quadratic F is left."""
+    rotation = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+    curvature = rotation @ torch.diag(torch.linspace(0.1, 1, 40).double()) @ rotation.mT
+    base = P.log_quadratic_hjb(40, 1.0)
+    problem = sc.Problem(base.process, sc.Quadratic(0.1 * torch.ones(40), (curvature + curvature.mT) / 2), 2.0)
+    x = rows(2, 40)
+    found = sc.feynman_kac(problem, 0.5, x, 1024, V.ControlVariates(), sc.Noise(1))
+    assert np.abs(found.value - problem.exact.value(0.5, x).numpy()).max() < 1e-9
+    assert found.stderr.max() < 1e-9
 
 
 def test_control_variates_are_exact_for_quadratic_exponents() -> None:

@@ -207,7 +207,7 @@ def test_along_a_direction() -> None:
 @pytest.mark.parametrize(
     "rule",
     [V.Pathwise(V.Adapted()), V.Pathwise(V.Laplace()), V.LikelihoodRatio(V.Adapted())],
-    ids=lambda rule: type(rule).__name__ + type(rule.proposal).__name__,
+    ids=lambda rule: type(rule).__name__ + type(rule.way).__name__,
 )
 @pytest.mark.parametrize("problem", [QUADRATIC, BLACK_BOX, MIXTURE], ids=["quadratic", "black box", "mixture"])
 def test_under_a_proposal(problem: sc.Problem, rule) -> None:

@@ -54,8 +54,8 @@ def value_gradient(
     turn = _directions(along, problem.process.dim)
     values, errors, tails, effective, carried = [], [], [], [], []
     for time, row in zip(times.tolist(), x):
-        found = method.gradient(Task(problem, time, row[None], grid, kernel), n, noise)
-        gradient, left, influence = extrapolated(found.levels @ turn, found.influence @ turn, found.order)
+        found = method.gradient(Task(problem, time, row[None], grid, kernel), n, noise, turn)
+        gradient, left, influence = extrapolated(found.levels, found.influence, found.order)
         rounding = _ROUNDING * float(gradient.abs().max())
         error, carriers = spread(influence)
         values.append(gradient)
@@ -70,10 +70,10 @@ def value_gradient(
     return Estimate((scale * torch.stack(values)).numpy(), (scale * torch.stack(errors)).numpy(), n, route)
 
 
-def _directions(along: Tensor | None, d: int) -> Tensor:
-    """The vectors of `along` as columns (d, k); the coordinates when there are none."""
+def _directions(along: Tensor | None, d: int) -> Tensor | None:
+    """The vectors of `along` as columns (d, k)."""
     if along is None:
-        return torch.eye(d, dtype=torch.float64)
+        return None
     vectors = torch.as_tensor(along, dtype=torch.float64)
     check(vectors.ndim == 2 and vectors.shape[1] == d, f"directions of shape {tuple(vectors.shape)}", f"(k, {d})")
     return vectors.mT

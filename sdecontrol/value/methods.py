@@ -15,7 +15,7 @@ from sdecontrol.errors import NotDefined, check
 from sdecontrol.noise import Noise
 from sdecontrol.value.estimate import LogMean, of_nets, of_units, of_weights
 from sdecontrol.value.integrand import Integrand, Task, log_weights, normals
-from sdecontrol.value.surrogates import Surrogates
+from sdecontrol.value.surrogates import cross_fitted, fitted
 
 
 class Method(ABC):
@@ -104,81 +104,37 @@ def _nothing(n: int, piece: int) -> Iterator[Tensor]:
 class ControlVariates(Method):
     """A quadratic surrogate Q of F, and e^F regressed on Q, ..., Q^degree and e^Q, whose means are known exactly.
 
-    Q(z) = c . z + z'Bz - tr B is fitted to F on a pilot (B full up to `full` leading normals, else diagonal). Its
-    moments follow from its cumulants kappa_m = 2^{m-1} (m-1)! tr B^m + 2^{m-3} m! c'B^{m-2}c, and
-
-        E e^Q = det(I - 2B)^{-1/2} exp(c'(I - 2B)^{-1}c/2 - tr B),
-
-    used where e^{4Q} has a mean and at least e^-4 of the e^Q are effective. The regression is cross-fitted over
-    `folds`: each fold's coefficients come from the others, so the residuals' error bar is honest. Where F is quadratic
-    nothing is left but rounding; where it is a smooth function of a quadratic the variance falls by orders of
-    magnitude; where weights collapse the regression follows a few of them. Raises: NotDefined when its mean turns
-    negative.
+    Q is fitted to F, and to its slopes where it has any, on a pilot (`surrogates`); e^Q is used where e^{4Q} has a mean
+    and at least e^-4 of the e^Q are effective. The regression is cross-fitted over `folds`: each fold's coefficients
+    come from the others, so the residuals' error bar is honest. Where F is quadratic nothing is left but rounding;
+    where it is a smooth function of a quadratic the variance falls by orders of magnitude; where weights collapse the
+    regression follows a few of them. Raises: NotDefined when its mean turns negative.
     """
 
     degree: int = 3
     folds: int = 8
-    full: int = 24
 
     def run(self, task: Task, n: int, noise: Noise) -> LogMean:
         integrand = task.integrand
-        q = integrand.leading
-        width = self._features(torch.zeros(1, q, dtype=torch.float64)).shape[1]
-        size = max(n // 8, 4 * width, min(16 * width, 2**12))
-        coefficients, surrogates = self._fit(integrand, noise, size)
-        log_w, controls = [], []
+        surrogates = fitted(integrand, noise, n)
+        log_w, found = [], []
         for z in integrand.draws(noise, "value", n):
             log_w.append(integrand.log_weight(z))
-            controls.append((self._features(z[:, :q]) @ coefficients).reshape(len(z), *log_w[-1].shape[1:]))
-        weights, surrogate = torch.cat(log_w), torch.cat(controls)
-        top = weights.amax(0)
-        units = self._residuals(torch.exp(weights - top), surrogates.controls(surrogate))
+            found.append(surrogates(z[:, : integrand.leading]))
+        growth = torch.cat(log_w)
+        top = growth.amax(0)
+        weights, controls = torch.exp(growth - top), surrogates.controls(torch.cat(found), self.degree).mT
+        units = torch.stack([cross_fitted(w[:, None], controls, self.folds)[:, 0] for w in weights.unbind(1)], 1)
         if not bool((units.mean(0) > 0).all()):
             raise NotDefined(
                 "control variates gave a negative mean of positive weights, as few of them carry it; use Laplace(), "
                 "Adapted() or Portfolio()"
             )
-        return of_units(units, top, weights[:, 0], integrand.order, len(weights), self.name)
+        return of_units(units, top, growth[:, 0], integrand.order, len(growth), self.name)
 
-    def _features(self, z: Tensor) -> Tensor:
-        """z, then z_i z_j - delta_ij for i <= j, or z_i^2 - 1 only above `full` normals."""
-        if z.shape[1] > self.full:
-            return torch.cat([z, z.square() - 1], 1)
-        i, j = torch.triu_indices(z.shape[1], z.shape[1])
-        return torch.cat([z, z[:, i] * z[:, j] - (i == j).to(z)], 1)
-
-    def _fit(self, integrand: Integrand, noise: Noise, size: int) -> tuple[Tensor, Surrogates]:
-        """Least squares of F on 1, z and the quadratic features over pilot normals: their coefficients."""
-        pieces = list(integrand.draws(noise, "pilot", size))
-        z = torch.cat(pieces)[:, : integrand.leading]
-        f = torch.cat([integrand.rough(piece) for piece in pieces]).repeat(1, integrand.levels)
-        features = self._features(z)
-        design = torch.cat([torch.ones(len(z), 1, dtype=z.dtype), features], 1)
-        found = torch.linalg.solve(design.mT @ design, design.mT @ f)[1:]  # orthogonal columns, up to sampling
-        return found, Surrogates(*self._diagonal(found, integrand.leading), self.degree)
-
-    def _diagonal(self, coefficients: Tensor, q: int) -> tuple[Tensor, Tensor]:
-        """The eigenvalues of B and the squares of c in its eigenvectors: (columns, q) each."""
-        linear, quadratic = coefficients[:q], coefficients[q:]
-        if q > self.full:
-            return quadratic.mT, linear.mT.square()
-        i, j = torch.triu_indices(q, q)
-        matrix = torch.zeros(coefficients.shape[1], q, q, dtype=coefficients.dtype)
-        matrix[:, i, j] = quadratic.mT / 2
-        values, vectors = torch.linalg.eigh(matrix + matrix.mT)
-        return values, (vectors.mT @ linear.mT[:, :, None])[..., 0].square()
-
-    def _residuals(self, weights: Tensor, controls: Tensor) -> Tensor:
-        """weights (n, ...) minus the fitted combination of centred controls (n, ..., c), cross-fitted."""
-        n, shape = len(weights), weights.shape
-        w, c = weights.reshape(n, -1), controls.reshape(n, -1, controls.shape[-1])
-        design = torch.cat([torch.ones_like(c[..., :1]), c], 2)
-        edges = np.linspace(0, n, self.folds + 1).astype(int)
-        parts = [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:])]
-        grams = torch.stack([torch.einsum("nci,ncj->cij", design[p], design[p]) for p in parts])
-        sides = torch.stack([torch.einsum("nci,nc->ci", design[p], w[p]) for p in parts])
-        residuals = torch.empty_like(w)
-        for k, p in enumerate(parts):
-            beta = torch.linalg.pinv(grams.sum(0) - grams[k], hermitian=True) @ (sides.sum(0) - sides[k])[..., None]
-            residuals[p] = w[p] - torch.einsum("nci,ci->nc", c[p], beta[:, 1:, 0])
-        return residuals.reshape(shape)
+    def moved(self, integrand: Integrand, z: Tensor, noise: Noise) -> Tensor:
+        """Centred controls for derivatives in the start, at normals z (n, dim): (n, c). Raises BadInput for small n."""
+        found = fitted(integrand, noise, len(z)).moved_controls(z[:, : integrand.leading], self.degree)
+        wanted = 4 * found.shape[1]
+        check(len(z) >= wanted, f"{len(z)} samples for {found.shape[1]} control variates", f"at least {wanted}")
+        return found
