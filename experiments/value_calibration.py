@@ -36,6 +36,7 @@ BY_LAW: tuple[Method, ...] = (
 BY_PATHS: tuple[Method, ...] = (V.Plain(), V.QuasiMonteCarlo(), V.Multilevel(3))
 GRADIENTS: tuple[GradientMethod, ...] = (
     V.Pathwise(), V.Bismut(), V.LikelihoodRatio(), V.Pathwise(V.Adapted()), V.Pathwise(V.Laplace()),
+    V.Pathwise(V.ControlVariates()),
 )  # fmt: skip
 COLD = (30.0, 100.0, 300.0)  # strengths of a 60-dimensional log-quadratic problem
 

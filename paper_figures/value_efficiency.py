@@ -21,7 +21,7 @@ def main() -> None:
                     if row["name"] == method and abs(row["z"]) < 4
                 ]
                 label = method.split("(")[0] if quantity == "value" else short(method)
-                ax.semilogy(*zip(*points), "osv^DP*X"[k], ms=5, mfc="none", color=CYCLE[k % len(CYCLE)], label=label)
+                ax.semilogy(*zip(*points), "osv^DPX"[k], ms=5, mfc="none", color=CYCLE[k % len(CYCLE)], label=label)
             ax.axhline(100, color="0.6", lw=0.8, ls=":")
             ax.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names], fontsize=6.5)
             ax.set(title=title, xlim=(-0.5, len(names) - 0.3))
@@ -31,8 +31,8 @@ def main() -> None:
 
 
 def short(rule: str) -> str:
-    """Pathwise(proposal=Laplace(dof=1)) as Pathwise, Laplace."""
-    name, inner = rule.split("(proposal=")
+    """Pathwise(way=Laplace(dof=1)) as Pathwise, Laplace."""
+    name, inner = rule.split("(way=")
     inner = inner.split("(")[0].rstrip(")")
     return name if inner == "None" else f"{name}, {inner}"
 

@@ -214,6 +214,50 @@ def test_under_a_proposal(problem: sc.Problem, rule) -> None:
     assert np.abs(scores(problem, rule, 2**12)).max() < BOUND
 
 
+BENT = sc.Problem(MIXTURE.process, sc.Quadratic([1.0, 0.0], [[0.5, 0.0], [0.0, 0.2]]), 1.0)
+CONTROLLED = [V.Pathwise(V.ControlVariates()), V.LikelihoodRatio(V.ControlVariates())]
+
+
+@pytest.mark.parametrize("rule", CONTROLLED, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize(
+    ("problem", "gain"), [(QUADRATIC, 2.5), (BLACK_BOX, 1.1), (BENT, 3)], ids=["quadratic", "black box", "mixture"]
+)
+@few_carry
+def test_with_control_variates(problem: sc.Problem, gain: float, rule) -> None:
+    """Errors that hold, down to rounding for a quadratic exponent, and are smaller than the plain ones."""
+    x = rows(problem)
+    plain, controlled = (sc.value_gradient(problem, 0.4, x, r, 2**12) for r in (type(rule)(), rule))
+    assert (np.abs(controlled.value - truth(problem, 0.4, x)) < BOUND * controlled.stderr + 1e-12).all()
+    assert (controlled.stderr / plain.stderr).max() < 1 / gain, controlled.stderr / plain.stderr
+
+
+@few_carry
+def test_control_variates_cover() -> None:
+    """40 seeds on the mixture: mean square of z within chi-square quantiles."""
+    x, seeds = rows(BENT, 1), 40
+    z = np.array([scores(BENT, CONTROLLED[0], 2**12, seed, x=x)[0] for seed in range(seeds)])
+    low, high = chi2.ppf([RATE, 1 - RATE], seeds) / seeds
+    assert ((z**2).mean(0) > low / 2).all()  # error bars are widened by what they do not know
+    assert ((z**2).mean(0) < high).all()
+    assert np.abs(z.mean(0)).max() < BOUND / math.sqrt(seeds)
+
+
+def test_a_control_off_its_mean_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Controls that are taken for centred and are not, by a twentieth of their spread."""
+    right = V.ControlVariates.moved
+    monkeypatch.setattr(V.ControlVariates, "moved", lambda *a: right(*a) + 0.05)
+    assert np.abs(scores(BENT, CONTROLLED[0], 2**12)).max() > 6
+
+
+def test_controls_along_paths() -> None:
+    assert np.abs(scores(RUNNING, V.Pathwise(V.ControlVariates()), 2**11, **SHORT)).max() < BOUND
+
+
+def test_too_few_samples_for_the_controls() -> None:
+    with pytest.raises(sc.BadInput, match="control variates"):
+        sc.value_gradient(P.log_quadratic_hjb(100, 1.0), 0.0, torch.ones(1, 100), CONTROLLED[0], 512)
+
+
 def test_a_proposal_where_weights_collapse() -> None:
     """100 dimensions at strength 50: error bars to believe, without a warning, where plain weights warn."""
     problem, x = P.log_quadratic_hjb(100, 50.0), torch.full((1, 100), 0.2, dtype=torch.float64)

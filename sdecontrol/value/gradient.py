@@ -20,7 +20,6 @@ from sdecontrol.value.gradient_terms import GradientMethod
 from sdecontrol.value.integrand import Task
 
 _ROUNDING = 1e-14  # relative to the largest coordinate
-_FEWEST = 4.0  # carriers down to which the widened error bar of a ratio was seen to hold
 
 
 def value_gradient(
@@ -64,7 +63,7 @@ def value_gradient(
         tails.append(found.pareto_k)
         effective.append(found.ess)
     advice = "Raise the temperature, start closer to the end, or take problem.exact or a grid."
-    warn_of(torch.tensor(tails), torch.tensor(effective), torch.tensor(carried), advice, _FEWEST)
+    warn_of(torch.tensor(tails), torch.tensor(effective), torch.tensor(carried), advice, found.wanted)
     scale = problem.temperature
     route = f"{method!r}, self-normalised"
     return Estimate((scale * torch.stack(values)).numpy(), (scale * torch.stack(errors)).numpy(), n, route)

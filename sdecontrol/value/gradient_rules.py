@@ -209,4 +209,4 @@ class Swap(GradientMethod):
     def gradient(self, task: Task, n: int, noise: Noise, directions: Tensor | None = None) -> Gradient:
         terms = self.terms(task, n, noise)
         terms = terms if directions is None else terms.along(directions)
-        return Gradient(*terms.linear(), terms.order, -math.inf, math.inf)
+        return Gradient(*terms.linear(), terms.order, -math.inf, math.inf, 0.0)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from sdecontrol.noise import Noise
-from sdecontrol.value.estimate import effective, pareto_k
+from sdecontrol.value.estimate import FEWEST_CARRIERS, effective, pareto_k
 from sdecontrol.value.integrand import Task
 from sdecontrol.value.surrogates import cross_fitted
 
 _FOLDS = 8  # of the regression on controls
+_FEWEST_PLAIN = 4.0  # carriers down to which the widened error bar of a plain ratio was seen to hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +43,11 @@ class Terms:
         n = len(self.growth)
         w = torch.exp(self.growth - self.growth.amax(0))
         w = (w / w.mean(0))[..., None]
-        # Cov(w, s): s has mean zero, so w - 1 in the place of w only takes variance away
-        terms = w * self.slope + (w - 1) * self.score * (n / (n - 1))
-        if self.controls is not None:
-            both = torch.cat([w, terms], 2)
+        if self.controls is None:
+            # Cov(w, s): s has mean zero, so w - 1 in the place of w only takes variance away
+            terms = w * self.slope + (w - 1) * self.score * (n / (n - 1))
+        else:
+            both = torch.cat([w, w * (self.slope + self.score)], 2)
             left = cross_fitted(both.flatten(1)[..., None], self.controls[..., None], _FOLDS).reshape(both.shape)
             w, terms = left[..., :1], left[..., 1:]
         gradient = terms.mean(0) / w.mean(0)
@@ -71,14 +73,16 @@ class GradientMethod(ABC):
         terms = self.terms(task, n, noise)
         terms = terms if directions is None else terms.along(directions)
         ess = float(effective(terms.growth[:, :1]))
-        return Gradient(*terms.tilted(), terms.order, pareto_k(terms.growth[:, 0]), ess)
+        wanted = _FEWEST_PLAIN if terms.controls is None else 2 * FEWEST_CARRIERS  # a ratio of two regressions
+        return Gradient(*terms.tilted(), terms.order, pareto_k(terms.growth[:, 0]), ess, wanted)
 
 
 @dataclass(frozen=True, eq=False)
 class Gradient:
     """A gradient (levels, d) of one row, its influence (n, levels, d), the order of the step error.
 
-    pareto_k, ess: tail index and effective number of the weights on the finest level.
+    pareto_k, ess: tail index and effective number of the weights on the finest level. wanted: carriers of the error bar
+    without which it is not to be trusted.
     """
 
     levels: Tensor
@@ -86,3 +90,4 @@ class Gradient:
     order: int
     pareto_k: float
     ess: float
+    wanted: float
