@@ -102,7 +102,7 @@ class TerminalIntegrand(Integrand):
         self._shares, self._centres = self.law.log_shares(x), self.law.centres(x)
         first = self.law.roots[0]
         square = first.shape[0] == first.shape[1]
-        scalar = square and bool((self.law.roots == first[0, 0] * torch.eye(len(first))).all())
+        scalar = square and bool((self.law.roots == first[0, 0] * torch.eye(len(first), dtype=first.dtype)).all())
         self._scale = float(first[0, 0]) if scalar else None
 
     def ends(self, z: Tensor) -> Tensor:

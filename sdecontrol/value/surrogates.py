@@ -140,9 +140,11 @@ def fitted(integrand: Integrand, noise: Noise, n: int) -> Surrogates:
     left = torch.stack([(f - fit(z)).var(0) for fit in fits])
     left[0] /= (1 - width / len(z)) ** 2  # it was fitted to these very values
     best = left.argmin(0).tolist()
-    dense = [fit.matrix if fit.matrix.ndim == 3 else torch.diag_embed(fit.matrix) for fit in fits]
+    matrices = [fit.matrix for fit in fits]
+    if 2 in best:  # some matrix is full
+        matrices = [torch.diag_embed(matrix) for matrix in matrices[:2]] + matrices[2:]
     linear = torch.stack([fits[k].linear[column] for column, k in enumerate(best)])
-    return Surrogates(linear, torch.stack([dense[k][column] for column, k in enumerate(best)]))
+    return Surrogates(linear, torch.stack([matrices[k][column] for column, k in enumerate(best)]))
 
 
 def _evaluated(integrand: Integrand, z: Tensor, sloped: bool) -> tuple[Tensor, Tensor | None]:
