@@ -242,6 +242,7 @@ def test_control_variates_cover() -> None:
     assert np.abs(z.mean(0)).max() < BOUND / math.sqrt(seeds)
 
 
+@few_carry
 def test_a_control_off_its_mean_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Controls that are taken for centred and are not, by a twentieth of their spread."""
     right = V.ControlVariates.moved
