@@ -70,7 +70,9 @@ def nested(case: Case, starts: Tensor, seed: int) -> Tensor:
 def plain_value(case: Case) -> tuple[float, float]:
     """v and its variance."""
     w = torch.exp(nested(case, case[2].double().expand(NESTED, -1), 1))
-    return float(w.mean().log()) * case[0].temperature, float(w.var() / w.mean() ** 2) / NESTED * case[0].temperature**2
+    return float(w.mean().log()) * case[0].temperature, float(w.var() / w.mean() ** 2) / NESTED * case[
+        0
+    ].temperature ** 2
 
 
 def ratio(w: Tensor, slope: Tensor, scale: float) -> tuple[float, float]:

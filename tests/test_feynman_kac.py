@@ -275,7 +275,7 @@ def test_control_variates_are_exact_for_quadratic_exponents() -> None:
 
 
 def test_regressions_are_cross_fitted() -> None:
-    """100 controls that know nothing of 400 targets: their own fit would leave 3/4 of the variance, another one adds."""
+    """100 controls that know nothing of 400 targets: their own fit leaves 3/4 of the variance, another one adds."""
     draws = torch.randn(400, 101, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     left = cross_fitted(draws[:, :1], draws[:, 1:], folds=8)
     assert 1.1 < float(left.var() / draws[:, 0].var()) < 2.0
