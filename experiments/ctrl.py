@@ -2,30 +2,34 @@
 
 Three overlapping Gaussians, VP noising, started from a point (CTRL's setting); the label is the component. In one
 dimension every target p(y|x)^g p_pre is a quadrature, as is every value, so a sampled law is compared with the exact
-one. Two labels are learned from separate pairs in two dimensions. Learned classifiers, the CFG loss and a control
-trained by back-propagation (CTRL's Algorithm 2) are compared by the total variation of the law that comes out.
+one. Learned classifiers, the CFG loss, tuned on held-out pairs, and a control trained by back-propagation (CTRL's
+Algorithm 2) are compared by the total variation of the law that comes out. `experiments.ctrl_labels` has two labels
+learned apart, and a continuous one.
 """
 
 from __future__ import annotations
 
-import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import sdecontrol as sc
-from experiments.record import record
+from experiments.record import resumed
 from sdecontrol import conditioning
 
 MODES = sc.GaussianMixture([0.4, 0.35, 0.25], [[-1.5], [0.0], [1.4]], [[[0.35]], [[0.25]], [[0.3]]])
 PROCESS = sc.ReverseProcess(sc.VP(0.1, 8.0), MODES, sc.Dirac([0.3]))
-GRID, KERNEL, PATHS, PAIRS = sc.TimeGrid.log_snr(600), sc.Ancestral(), 10_000, 20_000
+GRID, KERNEL, PATHS = sc.TimeGrid.log_snr(600), sc.Ancestral(), 10_000
 STRENGTHS, LABEL, BINS = [0.5, 1.0, 4.0, 10.0], 1, 20
 SIZES, SEEDS, FEW = [30, 100, 300, 1_000, 3_000, 10_000], 24, 2
+RIVALS = ("quadratic logits", "network", "CFG loss")
+RATES, ITERATIONS = (5e-3, 2e-2, 5e-2), (300, 1_000, 2_000)  # what the CFG loss is tuned over
 NARROW = 3.0  # spacings of LINE below which the posterior is narrower than the rule: there the label is read at y/alpha
 LINE = torch.linspace(-6.0, 6.0, 801, dtype=torch.float64)[:, None]
+Model = TypeVar("Model", bound=nn.Module)
 TRUTH = MODES.log_responsibilities(LINE).exp()
 REFERENCE = sc.Problem(PROCESS, sc.Linear([1.0]), 1.0).exact.reference
 
@@ -152,9 +156,9 @@ CLASSES = {"even logits": lambda: Features(True), "quadratic logits": lambda: Fe
            "network": lambda: conditioning.mlp(1, 3, width=32, hidden=1)}  # fmt: skip
 
 
-def by_lbfgs(classifier: conditioning.Classifier, objective: Any, steps: int = 100) -> conditioning.Classifier:
-    """The minimiser of an objective of the classifier's parameters."""
-    optimiser = torch.optim.LBFGS(classifier.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
+def by_lbfgs(model: Model, objective: Callable[[], Tensor], steps: int = 100) -> Model:
+    """The minimiser of an objective of the model's parameters."""
+    optimiser = torch.optim.LBFGS(model.parameters(), max_iter=steps, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
@@ -163,7 +167,7 @@ def by_lbfgs(classifier: conditioning.Classifier, objective: Any, steps: int = 1
         return loss
 
     optimiser.step(closure)
-    return classifier
+    return model
 
 
 def best_in_class(make: Any) -> conditioning.Classifier:
@@ -222,13 +226,14 @@ def efficiency() -> dict[str, Any]:
     """TV of the output to the true target as the offline set grows: CTRL's classifier, and the CFG loss."""
     sizes = SIZES[1::2]
     floor = (BINS / (2 * np.pi * 5_000)) ** 0.5
-    rows = {f"{name}, {g:g}": [] for name in ("quadratic logits", "network", "CFG loss") for g in (1.0, 4.0)}
+    rows: dict[str, list[Any]] = {f"{name}, {g:g}": [] for name in RIVALS for g in (1.0, 4.0)}
+    chosen = []
     for n in sizes:
-        for name, found in classifier_laws(n).items():
+        fits = [fitted_cfg(n, seed) for seed in range(FEW)]
+        chosen.append([best for _, best in fits])
+        for name, found in {**classifier_laws(n), **cfg_laws([model for model, _ in fits])}.items():
             rows[name].append(sc.Estimate.mean(found).to_dict())
-        for name, found in cfg_laws(n).items():
-            rows[name].append(sc.Estimate.mean(found).to_dict())
-    return {"sizes": sizes, "steps": 300, "floor": floor, **rows}
+    return {"sizes": sizes, "rates": RATES, "iterations": ITERATIONS, "chosen": chosen, "floor": floor, **rows}
 
 
 def classifier_laws(n: int) -> dict[str, list[float]]:
@@ -242,9 +247,8 @@ def classifier_laws(n: int) -> dict[str, list[float]]:
     return found
 
 
-def cfg_laws(n: int) -> dict[str, list[float]]:
-    """The same for samples under CFG with a network fitted to n pairs by the CFG loss."""
-    models = [fitted_cfg(n, seed) for seed in range(FEW)]
+def cfg_laws(models: list[conditioning.ConditionalNoise]) -> dict[str, list[float]]:
+    """The same for samples under CFG with networks fitted by the CFG loss."""
     found: dict[str, list[float]] = {}
     for g in (1.0, 4.0):
         true = target(sc.ClassPosterior(MODES, LABEL, g))
@@ -260,12 +264,30 @@ def binned_tv(law: Tensor, masses: Tensor) -> float:
     return float(np.abs(found - expected).sum() / 2)
 
 
-def fitted_cfg(n: int, seed: int) -> conditioning.ConditionalNoise:
+def fitted_cfg(n: int, seed: int) -> tuple[conditioning.ConditionalNoise, tuple[float, int]]:
+    """The CFG loss on n pairs: rate and iterations by the loss of a held-out fifth, then all pairs."""
+    offline = pairs(n, seed)
+    train, held = offline.split(0.2)
+    losses = {
+        (rate, steps): held_out(cfg_fit(train, seed, rate, steps), held) for rate in RATES for steps in ITERATIONS
+    }
+    best = min(losses, key=losses.__getitem__)
+    print(f"  CFG loss, {n} pairs, seed {seed}: rate {best[0]:g}, {best[1]} iterations", flush=True)
+    return cfg_fit(offline, seed, *best), best
+
+
+def cfg_fit(offline: conditioning.Pairs, seed: int, rate: float, steps: int) -> conditioning.ConditionalNoise:
     model = conditioning.ConditionalNoise(PROCESS, 3, width=32, seed=seed)
-    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
-    conditioning.fit_conditional(model, pairs(n, seed), steps=300, n=256, optimiser=optimiser, levels=24,
+    optimiser = torch.optim.Adam(model.parameters(), lr=rate)
+    conditioning.fit_conditional(model, offline, steps=steps, n=256, optimiser=optimiser, levels=24,
                                  decay=sc.finetune.cosine, noise=sc.Noise(seed), progress=False)  # fmt: skip
     return model
+
+
+def held_out(model: conditioning.ConditionalNoise, held: conditioning.Pairs, rows: int = 16_384) -> float:
+    """The CFG loss on held-out pairs, each at many levels."""
+    with torch.no_grad():
+        return float(model.loss(held[torch.arange(rows) % len(held)], model.levels(24), sc.Noise(99)))
 
 
 def confusion() -> dict[str, Any]:
@@ -279,34 +301,6 @@ def confusion() -> dict[str, Any]:
             rows.append((torch.bincount(seen, minlength=3) / len(x)).tolist())
         found[f"{strength:g}"] = {"matrix": rows, "accuracy": float(np.mean(np.diag(np.array(rows))))}
     return found
-
-
-def two_labels() -> dict[str, Any]:
-    """The component, and a Bernoulli label of probability logistic(3 (x - 0.5)), each learned from pairs of its own."""
-    bernoulli = conditioning.LabelReward(lambda x: nn.functional.logsigmoid(3 * (x[:, 0] - 0.5)))
-    truths = (sc.ClassPosterior(MODES, LABEL), bernoulli)
-    strengths, rng, rewards, temperatures = (2.0, 1.5), np.random.default_rng(5), [], []
-    for seed, (truth, strength) in enumerate(zip(truths, strengths)):
-        x = pairs(PAIRS, 50 + seed).x
-        y = torch.as_tensor(rng.uniform(size=len(x)) < truth(x).exp().numpy()).long()
-        train, held = conditioning.Pairs(x, y, 2).split(0.2)
-        classifier = conditioning.Classifier(conditioning.mlp(1, 2, width=32), 2)
-        optimiser = torch.optim.Adam(classifier.parameters(), lr=1e-2)
-        conditioning.fit_classifier(classifier, train, steps=500, n=1_024, optimiser=optimiser,
-                                    decay=sc.finetune.cosine, progress=False)  # fmt: skip
-        temperatures.append(classifier.calibrate(held))
-        rewards.append(classifier.reward(1, strength))
-    joint = rewards[0] + rewards[1]
-    masses = target(joint)
-    true = (REFERENCE.log_prob(LINE) + sum(g * r(LINE) for g, r in zip(strengths, truths))).softmax(0)
-    first = target(sc.ClassPosterior(MODES, LABEL, strengths[0]))
-    x = steered(joint)
-    return {
-        "pairs": PAIRS, "strengths": strengths, "temperatures": temperatures, "learned": against(x, masses),
-        "true": against(x, true), "tv_learned_to_true": binned_tv(masses, true),
-        "tv_first_label_only": binned_tv(first, true), **shown({"sampled": x}, true),
-        "first_label_only": density(first),
-    }  # fmt: skip
 
 
 def scores() -> dict[str, Any]:
@@ -376,18 +370,10 @@ def finite() -> dict[str, Any]:
     return {"rows": rows}
 
 
-PARTS = {"strengths": strengths, "scores": scores, "finite": finite, "confusion": confusion, "two_labels": two_labels,
-         "error_split": error_split, "noised": noised, "planned": planned, "efficiency": efficiency}  # fmt: skip
-
-
-def main() -> None:
-    found: dict[str, Any] = {"paths": PATHS, "steps": len(GRID.resolve(PROCESS).times) - 1}
-    for name, part in PARTS.items():  # each is kept as soon as it is there
-        began = time.process_time()
-        found[name] = part()
-        print(f"{name}: {time.process_time() - began:.0f} s of CPU", flush=True)
-        record("ctrl", found)
+PARTS = {"paths": lambda: PATHS, "steps": lambda: len(GRID.resolve(PROCESS).times) - 1, "strengths": strengths,
+         "scores": scores, "finite": finite, "confusion": confusion, "error_split": error_split, "noised": noised,
+         "planned": planned, "efficiency": efficiency}  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    resumed("ctrl", PARTS)

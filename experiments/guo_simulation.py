@@ -1,14 +1,13 @@
 """Gradient-guided optimisation on data of 16 dimensions in 64: what stays in the span, where rounds end, and how fast.
 
 Latent N(0, I_16), cosine schedule, label noise 0.1; rewards f1 = 10 - (theta . x - 3)^2 with theta in the span or nine
-times as much off it as on it, f2 = 5 - |x - 4|/2, and theta . x on a unit sphere. The score is exact; imperfect, with
-variance h + 0.01 on the normal coordinates; or, with the argument "network", a small network trained here.
+times as much off it as on it, f2 = 5 - |x - 4|/2, and theta . x on a unit sphere. The score is exact, or imperfect,
+with variance h + 0.01 on the normal coordinates; `experiments.guo_network` has trained ones.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import integrate
-from torch import Tensor, nn
+from torch import Tensor
 
 import sdecontrol as sc
-from experiments.record import record
+from experiments.record import record, resumed
 from sdecontrol import guidance
 from sdecontrol.guidance import ascent
 from sdecontrol.laws import Law, NoisySubspace, Sphere
@@ -31,7 +30,6 @@ BASIS = np.linalg.qr(RNG.normal(size=(AMBIENT, LATENT)))[0]
 LAW = sc.SubspaceGaussian(BASIS, np.zeros(LATENT), np.eye(LATENT))
 SCHEDULE = sc.Cosine()
 GRID = sc.TimeGrid.log_snr(200, s_min=1e-3)
-COARSE = sc.TimeGrid.log_snr(100, s_min=1e-3)
 PROCESS = sc.ReverseProcess(SCHEDULE, LAW)
 SHARES = (0.8, 1.25, 2.0, 4.0)  # lambda / L
 
@@ -237,43 +235,13 @@ def run(process: sc.ReverseProcess, objective: ascent.Objective, target: ascent.
             "mean_value": [float(objective(r.mean[None])) for r in done.rounds]}  # fmt: skip
 
 
-def support(rounds: int = 25, batch: int = 128) -> dict[str, Any]:
+def support(rounds: int = 25, batch: int = 512) -> dict[str, Any]:
     """f1 with nine times as much of theta off the span as on it, Algorithm 1, the increments of the paper."""
     laws = {"naive": (guidance.naive, 0.9), "g_loss": (guidance.g_loss, 0.2)}
     f, found = parabola(TILTED), {}
     for kind, process in (("exact", PROCESS), ("imperfect", imperfect())):
         for name, (guide, delta) in laws.items():
-            found[f"{name}, {kind}"] = run(
-                process, f, ascent.Increment(delta), rounds, batch, guide=guide, grid=COARSE
-            )
-    return found
-
-
-class Net(nn.Module):
-    """Predicts x_0 in 64 dimensions: two hidden layers, the level by its log SNR and sigma."""
-
-    def __init__(self, width: int = 256):
-        super().__init__()
-        torch.manual_seed(1234)
-        self.body = nn.Sequential(nn.Linear(AMBIENT + 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
-                                  nn.Linear(width, AMBIENT))  # fmt: skip
-
-    def forward(self, x: Tensor, s: float) -> Tensor:
-        log_snr = math.log(SCHEDULE.alpha(s) / SCHEDULE.sigma(s))
-        features = torch.tensor([log_snr / 4, SCHEDULE.sigma(s)], dtype=x.dtype).expand(len(x), 2)
-        return self.body(torch.cat([x, features], 1))
-
-
-def trained(rounds: int = 8, batch: int = 256) -> dict[str, Any]:
-    """Algorithm 2 with a network trained here and refitted in every round: an imperfect score that nobody designed."""
-    found: dict[str, Any] = {}
-    for name, guide, delta in (("naive", guidance.naive, 0.9), ("g_loss", guidance.g_loss, 0.2)):
-        refit = ascent.NetworkRefit(Net(), ascent.anchored, predicts=sc.Denoiser, steps=60, warm_up=1_500, size=256)
-        options = {"guide": guide, "grid": sc.TimeGrid.log_snr(40, s_min=1e-3), "refit": refit,
-                   "data": LAW}
-        start = refit(PROCESS, [LAW])
-        found[name] = run(start, parabola(TILTED), ascent.Increment(delta), rounds, batch, **options)
-        found[name]["losses"] = [float(np.mean(refit.losses[i : i + 100])) for i in range(0, len(refit.losses), 100)]
+            found[f"{name}, {kind}"] = run(process, f, ascent.Increment(delta), rounds, batch, guide=guide)
     return found
 
 
@@ -283,51 +251,42 @@ def climbs(rounds: int = 25, batch: int = 512) -> dict[str, Any]:
     strength = 2 * ascent.largest_curvature(LAW, objective)
     both = {"algorithm 1": (ascent.Regularised(strength), None),
             "algorithm 2": (ascent.Rescaled(strength), ascent.MomentMatching(ascent.anchored))}  # fmt: skip
-    return {
-        name: run(PROCESS, objective, target, rounds, batch, refit=refit, grid=COARSE)
-        for name, (target, refit) in both.items()
-    }
+    return {name: run(PROCESS, objective, target, rounds, batch, refit=refit) for name, (target, refit) in both.items()}
 
 
-def sphere(rounds: int = 20, batch: int = 256) -> dict[str, Any]:
+def sphere(rounds: int = 20, batch: int = 512) -> dict[str, Any]:
     """theta . x on the unit sphere of the 16 latent dimensions, whose score is closed; increments 0.2."""
     law = sc.Subspace(BASIS, Sphere(LATENT))
     process = sc.ReverseProcess(SCHEDULE, law)
     return {
-        name: run(process, sc.Linear(INSIDE), ascent.Increment(0.2), rounds, batch, guide=guide, support=law,
-                  grid=sc.TimeGrid.log_snr(50, s_min=1e-3))  # fmt: skip
+        name: run(process, sc.Linear(INSIDE), ascent.Increment(0.2), rounds, batch, guide=guide, support=law)
         for name, guide in (("g_loss", guidance.g_loss), ("naive", guidance.naive))
     }
 
 
-def closed() -> dict[str, Any]:
-    """What needs no sampling."""
-    f1 = parabola(INSIDE)
-    return {
-        "weights": weights(),
-        "membership": membership(),
-        "vanishing": vanishing(),
-        "contraction": {"f1": [contraction(f1, share) for share in SHARES],
-                        "f2": [contraction(distance, share, UNEVEN) for share in SHARES[1:]]},
-        "practical": practical(),
-        "second": {"f1": second_algorithm(f1), "f2": second_algorithm(distance)},
-    }  # fmt: skip
+def contractions() -> dict[str, Any]:
+    return {"f1": [contraction(parabola(INSIDE), share) for share in SHARES],
+            "f2": [contraction(distance, share, UNEVEN) for share in SHARES[1:]]}  # fmt: skip
 
 
-def measure() -> dict[str, Any]:
-    found = closed()
-    found["largest_normal"] = {
-        name: max(row[f"{name}, exact"] for row in found["membership"]) for name in ("g_loss", "optimal")
-    }
-    found["largest_rate_error"] = max(row["apart"] for rows in found["contraction"].values() for row in rows)
-    return found | {"support": support(), "climbs": climbs(), "sphere": sphere()}
+def second() -> dict[str, Any]:
+    return {"f1": second_algorithm(parabola(INSIDE)), "f2": second_algorithm(distance)}
+
+
+PARTS = {"weights": weights, "membership": membership, "vanishing": vanishing, "contraction": contractions,
+         "practical": practical, "second": second, "support": support, "climbs": climbs, "sphere": sphere}  # fmt: skip
+
+
+def largest(found: dict[str, Any]) -> dict[str, Any]:
+    """The largest normal parts and the largest error of a rate."""
+    normal = {name: max(row[f"{name}, exact"] for row in found["membership"]) for name in ("g_loss", "optimal")}
+    rate = max(row["apart"] for rows in found["contraction"].values() for row in rows)
+    return {"largest_normal": normal, "largest_rate_error": rate}
 
 
 def main() -> None:
-    if sys.argv[1:] == ["network"]:
-        record("guo_network", trained())
-    else:
-        record("guo_simulation", measure())
+    found = resumed("guo_simulation", PARTS)
+    record("guo_simulation", found | largest(found))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Time and memory of one guided step on data of rank 16, from a hundred to a million dimensions: both linear.
 
-Each dimension runs in a process of its own, on one thread: a step of u* and one of G_loss for 4 paths in float64, by
-the least CPU seconds of several repeats, and the growth of the largest resident set from before the law was made.
+Each dimension runs once, in a process of its own, on one thread: a step of u* and one of G_loss for 4 paths in float64,
+by the median of the CPU seconds of repeats with their quartiles, and the growth of the largest resident set from before
+the law was made. Lines a + bD by least squares of relative errors, with all that they leave.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,11 @@ from experiments.record import record
 from sdecontrol import guidance
 from sdecontrol.step import advance
 
-DIMS = (100, 1_000, 10_000, 100_000, 1_000_000)
-LATENT, PATHS, RUNS = 16, 4, 2
+DIMS = (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
+LATENT, PATHS, SECONDS = 16, 4, 2.0
+
+
+QUANTILES = {"seconds": 0.5, "quarter": 0.25, "three_quarters": 0.75}
 
 
 def one(dim: int) -> dict[str, Any]:
@@ -42,19 +47,21 @@ def one(dim: int) -> dict[str, Any]:
         assert shift is not None
         normal = shift - (shift @ basis) @ basis.mT
         found[f"{name}_normal"] = float(normal.norm() / shift.norm())
-        found[f"{name}_seconds"] = least(lambda c=control: advance(problem.process, transition, 0, x, x, c))
+        times = repeated(lambda c=control: advance(problem.process, transition, 0, x, x, c))
+        found |= {f"{name}_{key}": float(np.quantile(times, q)) for key, q in QUANTILES.items()}
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return found | {"megabytes": (after - before) / 1024}
 
 
-def least(step: Any, seconds: float = 1.0) -> float:
-    """The least CPU time of a call over about a second of them, three at least."""
+def repeated(step: Callable[[], Any]) -> list[float]:
+    """CPU seconds of every call, over SECONDS of them, after a first one that does not count."""
+    step()
     times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
+    while len(times) < 5 or sum(times) < SECONDS:
         start = time.process_time()
         step()
         times.append(time.process_time() - start)
-    return min(times)
+    return times
 
 
 def power(rows: list[dict[str, Any]], key: str, above: float) -> float:
@@ -63,17 +70,17 @@ def power(rows: list[dict[str, Any]], key: str, above: float) -> float:
     return float(np.polyfit(np.log([r["dim"] for r in large]), np.log([r[key] for r in large]), 1)[0])
 
 
-def linear(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
-    """key = fixed + slope dim by least squares of relative errors, and the largest relative error."""
+def linear(rows: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    """key = fixed + slope dim by least squares of relative errors, and the relative errors left."""
     dims, values = np.array([r["dim"] for r in rows]), np.array([r[key] for r in rows])
     design = np.stack([np.ones(len(dims)), dims], 1) / values[:, None]
     fixed, slope = np.linalg.lstsq(design, np.ones(len(dims)), rcond=None)[0]
-    worst = float(np.abs((fixed + slope * dims) / values - 1).max())
-    return {"fixed": float(fixed), "slope": float(slope), "worst": worst}
+    left = (fixed + slope * dims) / values - 1
+    return {"fixed": float(fixed), "slope": float(slope), "left": left.tolist(), "worst": float(np.abs(left).max())}
 
 
 def measure() -> dict[str, Any]:
-    return fitted([merged([in_a_process(dim) for _ in range(RUNS)]) for dim in DIMS])
+    return fitted([in_a_process(dim) for dim in DIMS])
 
 
 def in_a_process(dim: int) -> dict[str, Any]:
@@ -83,16 +90,11 @@ def in_a_process(dim: int) -> dict[str, Any]:
     return found
 
 
-def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Times and memory: the least of the runs, for what else the machine does only adds; normal parts: the largest."""
-    return {key: (max if key.endswith("normal") else min)(run[key] for run in runs) for key in runs[0]}
-
-
 def fitted(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The rows with their fits."""
     keys = ("optimal_seconds", "g_loss_seconds", "megabytes")
     fits = {key: linear(rows, key) for key in keys}
-    powers = {key: power(rows, key, 1e5) for key in keys}
+    powers = {f"{key}, from {above:g}": power(rows, key, above) for key in keys for above in (1e3, 1e5)}
     largest = max(row[f"{name}_normal"] for row in rows for name in ("optimal", "g_loss"))
     return {"rows": rows, "fits": fits, "powers": powers, "largest_normal": largest, "paths": PATHS}
 

@@ -13,23 +13,29 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.record import record
+from experiments.record import resumed
 from sdecontrol import guidance, steering
 from sdecontrol.backends import StableDiffusionProcess
 from sdecontrol.backends.loading import load_pipeline
 from sdecontrol.backends.reward_names import named
 from sdecontrol.backends.sampling import question, trials
-from sdecontrol.backends.tiny.quality import draw, quality
+from sdecontrol.backends.tiny.images import ink, split
+from sdecontrol.backends.tiny.quality import Reader, draw, quality
+from sdecontrol.errors import NotDefined
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import ControlRun, collect
+from sdecontrol.path import Path as SimulatedPath
 from sdecontrol.report.comparing import Comparing
 from sdecontrol.report.comparison_figures import picked
+from sdecontrol.report.front import FEWEST, effective, front, weighed
+from sdecontrol.simulate import simulate
 from sdecontrol.steering import Particles
 
 PROMPT, STEPS = "a three", 20
@@ -38,18 +44,22 @@ REWARDS = {
     "digit:8": (4.0, 2.0, 1.0, 0.5),
     "jpeg-incompressibility": (0.04, 0.02, 0.01, 0.005),
 }
-LAWS = ("none", "plug-in", "dps:0.3", "cfg", "fk", "twisted", "svdd", "best-of-n")
+LAWS = ("none", "plug-in", "dps:0.3", "classifier", "cfg", "fk", "twisted", "svdd", "best-of-n")
 SETTINGS = {  # name -> (guidance scale, steps, eta)
     "no guidance, DDIM": (1.0, 50, 0.0), "no guidance, eta = 1": (1.0, 50, 1.0), "guidance 2, DDIM": (2.0, 50, 0.0),
 }  # fmt: skip
-SHOWN, LEVELS = 8, (0.1, 0.25, 0.5, 0.75, 0.9)
+ROUTES = ("brightness", "digit:8")
+SHOWN, PICTURED, LEVELS = 8, 60, (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def measured_quality(pipeline: Any, n: int) -> dict[str, Any]:
-    found = {}
+    """What is drawn at each setting, its first images as 8 x 8 pixels, and what the classifier makes of real digits."""
+    train, held_out = split()
+    found: dict[str, Any] = {"real digits": {"accuracy": Reader(held_out).accuracy(train).to_dict()}}
     for name, (scale, steps, eta) in SETTINGS.items():
         images = draw(pipeline, n, scale=scale, steps=steps, eta=eta)
-        found[name] = {"scale": scale, "steps": steps, "eta": eta, **quality(images).to_dict()}
+        pixels = ink(images.images[:PICTURED]).numpy().round(2).tolist()
+        found[name] = {"scale": scale, "steps": steps, "eta": eta, **quality(images).to_dict(), "pixels": pixels}
     return found
 
 
@@ -65,11 +75,53 @@ def _images(trial: Any) -> dict[str, Any]:
     return {row.name: show(picked(row.run, SHOWN)).mean(-1).round(2).tolist() for row in trial.rows}
 
 
+@lru_cache(maxsize=1)
+def plain_path(pipeline: Any, n: int) -> SimulatedPath:
+    """n paths of the chain without control: what all rewards and temperatures are weighed from."""
+    process = StableDiffusionProcess(pipeline, PROMPT, cfg=1.0, steps=STEPS)
+    return simulate(process, n=n, keep="ends", noise=process.default_noise)
+
+
+def plain_run(pipeline: Any, problem: Any, n: int) -> ControlRun:
+    path = plain_path(pipeline, n)
+    with torch.no_grad():
+        return ControlRun(path, problem.reward(path.terminal).double(), problem.temperature)
+
+
+def fronts(pipeline: Any, n: int, temperatures: dict[str, Sequence[float]]) -> dict[str, Any]:
+    """For each reward: the exact front by weighed plain paths, and at each temperature the reward and KL of the tilt.
+
+    Where under 400 of the plain paths count, the tilt is weighed from paths of the plug-in law, if it is defined.
+    """
+    process = StableDiffusionProcess(pipeline, PROMPT, cfg=1.0, steps=STEPS)
+    found: dict[str, Any] = {}
+    for reward, chosen in temperatures.items():
+        problems = [question(process, named(reward, PROMPT), t, reward).problem for t in chosen]
+        free = plain_run(pipeline, problems[0], n)
+        chain = process.default_grid, process.default_kernel
+        points = front(problems[0], *chain, seed=0, reference=free.reward)
+        tilts = [_tilt(problem, free) for problem in problems]
+        found[reward] = {"front": [point.to_dict() for point in points], "tilts": tilts}
+    return found
+
+
+def _tilt(problem: Any, free: ControlRun) -> dict[str, Any]:
+    log_w, rewards, route = free.reward / problem.temperature, free.reward, "plain paths"
+    if effective(log_w) < FEWEST:
+        try:
+            guided: Any = collect(problem, guidance.plug_in(problem), n=len(log_w) // 16)
+            log_w, rewards, route = guided.log_weight, guided.reward, "guided paths"
+        except NotDefined:
+            pass
+    point = weighed(log_w, rewards, problem.temperature)
+    return {**point.to_dict(), "route": route, "ess": effective(log_w)}
+
+
 def routes(pipeline: Any, reward: str, temperature: float, n: int, particles: int, populations: int) -> dict[str, Any]:
     """log Z three times, and P(r <= level) under the tilt by twisted particles and by weighed plain paths."""
     process = StableDiffusionProcess(pipeline, PROMPT, cfg=1.0, steps=STEPS)
     problem = question(process, named(reward, PROMPT), temperature, reward).problem
-    free: Any = collect(problem, None, n=n)
+    free = plain_run(pipeline, problem, n)
     guided: Any = collect(problem, guidance.plug_in(problem), n=n // 2)
     swarm: Any = collect(problem, steering.twisted(problem, particles), n=particles * populations)
     log_z = {
@@ -113,18 +165,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/tiny-laws"), help="folder of the comparisons")
     asked = parser.parse_args()
     pipeline = load_pipeline(asked.pipeline)
-    n, drawn = (32, 100) if asked.quick else (128, 1000)
-    found: dict[str, Any] = {
-        "threads": torch.get_num_threads(), "n": n, "prompt": PROMPT, "steps": STEPS,
-        "quality": measured_quality(pipeline, drawn), "laws": {}, "routes": [],
-    }  # fmt: skip
-    for reward, temperatures in REWARDS.items():
-        chosen = temperatures[1:3] if asked.quick else temperatures
-        found["laws"][reward] = laws(pipeline, reward, chosen, n, asked.out)
-    size = (400, 8, 12) if asked.quick else (2000, 16, 40)
-    for reward in ("brightness", "digit:8"):
-        found["routes"].append(routes(pipeline, reward, REWARDS[reward][1], *size))
-    record("tiny_pipeline_quick" if asked.quick else "tiny_pipeline", found)
+    n, drawn, size = (32, 100, (400, 8, 12)) if asked.quick else (128, 1000, (2000, 16, 40))
+    setting = {"n": n, "prompt": PROMPT, "steps": STEPS}
+    parts: dict[str, Any] = {"setting": lambda: setting, "quality": partial(measured_quality, pipeline, drawn)}
+    chosen = {reward: t[1:3] if asked.quick else t for reward, t in REWARDS.items()}
+    for reward, temperatures in chosen.items():
+        parts[f"laws {reward}"] = partial(laws, pipeline, reward, temperatures, n, asked.out)
+    parts["fronts"] = partial(fronts, pipeline, size[0], chosen)
+    for reward in ROUTES:
+        parts[f"routes {reward}"] = partial(routes, pipeline, reward, REWARDS[reward][1], *size)
+    resumed("tiny_pipeline_quick" if asked.quick else "tiny_pipeline", parts)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,13 @@ from experiments.record import resumed
 from sdecontrol import value as V
 from sdecontrol.problems.builtin import resolve
 
-STEPS, NESTED, EVALUATIONS = 100, 2**9, 2**13
+STEPS, NESTED, EVALUATIONS = 100, 2**11, 2**15
 STEP = 1e-3  # of the central differences, relative to a coordinate of order one
 VALUES = (V.Plain(), V.QuasiMonteCarlo(), V.ControlVariates(), V.Adapted(), V.Laplace(), V.Portfolio())
-GRADIENTS = (V.Pathwise(), V.LikelihoodRatio(), V.Pathwise(V.Adapted()), V.Pathwise(V.Laplace()))
+GRADIENTS = (
+    V.Pathwise(), V.Pathwise(V.ControlVariates()), V.LikelihoodRatio(), V.Pathwise(V.Adapted()),
+    V.Pathwise(V.Laplace()),
+)  # fmt: skip
 
 Case = tuple[sc.Problem, float, Tensor]
 
@@ -67,7 +70,9 @@ def nested(case: Case, starts: Tensor, seed: int) -> Tensor:
 def plain_value(case: Case) -> tuple[float, float]:
     """v and its variance."""
     w = torch.exp(nested(case, case[2].double().expand(NESTED, -1), 1))
-    return float(w.mean().log()) * case[0].temperature, float(w.var() / w.mean() ** 2) / NESTED * case[0].temperature**2
+    return float(w.mean().log()) * case[0].temperature, float(w.var() / w.mean() ** 2) / NESTED * case[
+        0
+    ].temperature ** 2
 
 
 def ratio(w: Tensor, slope: Tensor, scale: float) -> tuple[float, float]:

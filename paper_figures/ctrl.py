@@ -39,17 +39,22 @@ def scores(found: dict[str, Any]) -> None:
         publish(figure, "ctrl-scores")
 
 
-def two_labels(found: dict[str, Any]) -> None:
-    row = found["two_labels"]
-    with canvas(1, 1, size=(4.2, 2.7)) as (figure, (ax,)):
-        ax.plot(row["nodes"], row["target"], color=TILT, label="joint target, true labels")
-        sampled = row["density"]["sampled"]
-        ax.plot(row["centres"], sampled, ".", color=REFERENCE, ms=4, label="sampled, labels learned apart")
-        ax.plot(row["nodes"], row["first_label_only"], color=SAMPLES, ls="--", lw=1, label="first label only")
-        ax.set(xlabel="$x$", ylabel="density", xlim=(-2, 3), ylim=(0, None))
-        ax.legend(loc="upper left")
-        ax.set_ylim(0, 1.5 * max(row["target"]))
-        publish(figure, "ctrl-two-labels")
+def labels(found: dict[str, Any]) -> None:
+    """Two labels learned apart, and a continuous one: samples on the true target, and what each misses without."""
+    with canvas(1, 2, size=(7.6, 2.7)) as (figure, axes):
+        for ax, key, other, texts in (
+            (axes[0], "two_labels", "first_label_only", ("joint target, true labels", "sampled, labels learned apart",
+                                                         "first label only")),
+            (axes[1], "continuous", "line", (r"$p(y=2|x)^2\,p_{\rm pre}/C$, $y=x^2+$ noise",
+                                             "sampled, regression by a network", "regression by a line")),
+        ):  # fmt: skip
+            row = found[key]
+            ax.plot(row["nodes"], row["target"], color=TILT, label=texts[0])
+            ax.plot(row["centres"], row["density"]["sampled"], ".", color=REFERENCE, ms=4, label=texts[1])
+            ax.plot(row["nodes"], row[other], color=SAMPLES, ls="--", lw=1, label=texts[2])
+            ax.set(xlabel="$x$", ylabel="density", xlim=(-3, 3), ylim=(0, 1.6 * max(row["target"])))
+            ax.legend(loc="upper left", fontsize=7)
+        publish(figure, "ctrl-labels")
 
 
 def confusion(found: dict[str, Any]) -> None:
@@ -92,8 +97,9 @@ def efficiency(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    labels(results("ctrl_labels"))
     found = results("ctrl")
-    for part in (strengths, scores, two_labels, confusion, efficiency):
+    for part in (strengths, scores, confusion, efficiency):
         part(found)
 
 

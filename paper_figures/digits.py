@@ -80,29 +80,27 @@ def samples(task: dict[str, Any]) -> None:
 
 
 def trained(exact: dict[str, Any], network: dict[str, Any]) -> None:
-    """Every law under the exact score and under the network: distance, and energy off the subspace."""
-    names = [name for name in exact["rank"] if name in network["laws"]]
-    with canvas(1, 2, size=(7.2, 3.2)) as (figure, (left, right)):
-        for place, name in enumerate(names):
-            pair = [run["laws"][name]["distance"]["value"] for run in (exact, network)]
-            left.plot(pair, [place, place], color="0.8", lw=0.8, zorder=0)
-            for value, color, label in zip(pair, (REFERENCE, CYCLE[3]), ("exact score", "trained score")):
-                left.plot(value, place, "o", ms=4.5, color=color, label=label if place == 0 else None)
-            if name != "tilt":  # drawn from the law itself, not through the score
-                off = network["laws"][name]["measures"]["off subspace"]
-                right.errorbar(off["value"], place, xerr=off["stderr"], fmt="o", ms=4.5, color=CYCLE[3])
-        floor = max(law["measures"]["off subspace"]["value"] for law in exact["laws"].values())
-        right.set_title(f"under the exact score below {2 * floor:.0e}", fontsize=8)
-        left.set(xlabel=r"$W_2$ of the first two moments to the exact tilt", yticks=range(len(names)),
-                 yticklabels=names)  # fmt: skip
-        right.set(xlabel="share of the energy off the subspace", yticks=range(len(names)), yticklabels=[])
-        right.set_xlim(left=0)
-        _decades(left)
-        for ax in (left, right):
+    """A panel a task: every law under the exact score and under the network."""
+    tasks = [name for name in exact if name in network]
+    with canvas(1, len(tasks), size=(2.6 * len(tasks), 3.6)) as (figure, axes):
+        for ax, task in zip(axes, tasks):
+            names = [name for name in exact[task]["rank"] if name in network[task]["laws"]]
+            for place, name in enumerate(names):
+                runs = [run[task]["laws"][name]["distance"] for run in (exact, network)]
+                ax.plot([run["value"] for run in runs], [place, place], color="0.8", lw=0.8, zorder=0)
+                for run, color in zip(runs, (REFERENCE, CYCLE[3])):
+                    ax.errorbar(run["value"], place, xerr=run["stderr"], fmt="o", ms=4.5, color=color)
+            _decades(ax)
+            ax.set(yticks=range(len(names)), yticklabels=names, title=exact[task]["title"])
             ax.set_ylim(len(names) - 0.5, -0.5)
-            ax.tick_params(axis="y", length=0, labelsize=8)
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+            ax.tick_params(axis="y", length=0, labelsize=7)
+            ax.tick_params(axis="x", labelsize=7)
+        axes[0].set_ylabel("nearest first under the exact score", fontsize=8)
+        figure.supxlabel(r"$W_2$ of the first two moments to the exact tilt", fontsize=9)
+        handles = [axes[0].plot([], [], "o", ms=4.5, color=color)[0] for color in (REFERENCE, CYCLE[3])]
+        sizes = [run[tasks[0]]["n"] for run in (exact, network)]
+        texts = [f"{kind} score, {n} samples a law" for kind, n in zip(("exact", "trained"), sizes)]
+        figure.legend(handles, texts, loc="outside upper center", ncols=2)
         publish(figure, "digits-network")
 
 
@@ -112,7 +110,7 @@ def main() -> None:
     if "images" in found["compare"][STRIP]:  # else the picture is the one that `sdecontrol compare` wrote
         samples(found["compare"][STRIP])
     if "network" in found:
-        trained(found["compare"]["label"], found["network"]["label"])
+        trained(found["compare"], found["network"])
 
 
 if __name__ == "__main__":

@@ -103,7 +103,9 @@ def refits(found: dict[str, Any]) -> None:
         right.plot(10 - np.array(second["algorithm 1"][:26]), "-", lw=0.9, color=REFERENCE)
         right.plot(10 - np.array(second["anchored"][:26]), "-", lw=0.9, color=TILT)
         guide(right, second["maximum"], "maximum on the span")
-        guide(right, second["limit_of_algorithm_1"], r"$f_1(x^*_{A,\lambda})$, (13)")
+        guide(right, second["limit_of_algorithm_1"], "")
+        right.text(24.5, second["limit_of_algorithm_1"] - 0.3, r"$f_1(x^*_{A,\lambda})$, (13)", fontsize=8, ha="right",
+                   va="top", color="0.35")  # fmt: skip
         right.set(xlabel="round", ylabel="$f_1$ at the batch's mean", title="batches and their limits")
         right.legend(fontsize=7, loc="lower right")
         publish(figure, "guo-theorem-3")
@@ -117,12 +119,45 @@ def sphere(found: dict[str, Any]) -> None:
             errors = [2 * e for e in row["stderr"]]
             ax.errorbar(range(len(errors)), row["reward"], yerr=errors, fmt=mark + "-", ms=3, color=color, label=label)
         guide(ax, 1.0, "maximum")
+        ax.set_xticks(range(0, 21, 5))
         ax.set(xlabel="round", ylabel=r"$E\,\theta\cdot x$", title="unit sphere in 16 of 64 dimensions, Algorithm 1")
         ax.legend(loc="lower right")
         publish(figure, "guo-sphere")
 
 
+NETWORKS = (("plain", "plain", "0.55", ":"), ("1000", "1 000 iterations", REFERENCE, "-"),
+            ("3000", "3 000 iterations", CYCLE[2], "--"))  # fmt: skip
+GUIDES = (("naive", REFERENCE, "naive"), ("g_loss", CYCLE[1], r"$G_{loss}$"))
+
+
+def networks(found: dict[str, Any]) -> None:
+    """Trained scores: what of a push gets through, off/on ratios, and the objective by round."""
+    with canvas(1, 3, size=(9.6, 3.0)) as (figure, (left, middle, right)):
+        for name, label, color, line in NETWORKS:
+            rows = found[name]["through"]
+            left.semilogx(column(rows, "s"), column(rows, "kept"), line, marker="o", ms=3, color=color, label=label)
+        left.set(xlabel="noise level $s$", ylabel=r"share of a push that $\hat x_0$ keeps",
+                 title="a push off the span")  # fmt: skip
+        left.legend(fontsize=7)
+        for name, color, label in GUIDES:
+            for algorithm, line in (("algorithm 1", "--"), ("algorithm 2", "-")):
+                row = found["1000"][algorithm][name]
+                middle.semilogy(row["off"], line, lw=1, color=color, label=f"{label}, {algorithm}")
+                faint = 0.35 if (name, algorithm) == ("naive", "algorithm 2") else 1.0
+                right.plot(row["mean_value"], line, lw=1, color=color, alpha=faint)
+        middle.set(xlabel="round", ylabel="off/on-support ratio", title="trained for 1 000 iterations", ylim=(0.02, 60))
+        middle.legend(fontsize=7, loc="upper left", ncols=2)
+        guide(right, found["limits"]["maximum"], "maximum on the span")
+        stop = right.axhline(found["limits"]["algorithm 1"], color="black", lw=0.8, ls=":")
+        right.legend([stop], ["(13), the end of Algorithm 1\nunder $G_{loss}$ and the exact score"], fontsize=7,
+                     loc="lower right", framealpha=0.9, frameon=True, edgecolor="none")  # fmt: skip
+        right.set(xlabel="round", ylabel="$f_1$ at the batch's mean", title="trained for 1 000 iterations",
+                  ylim=(-3, 11))  # fmt: skip
+        publish(figure, "guo-network")
+
+
 def main() -> None:
+    networks(results("guo_network"))
     found = results("guo_simulation")
     for draw in (label_score, membership, fixed_point, refits, sphere):
         draw(found)

@@ -32,8 +32,10 @@ def main() -> None:
                 right.loglog(row["cpu_seconds"], row["relative_stderr"], marker, ms=6, color=CYCLE[k],
                              mfc="none" if row["dim"] > 100 else CYCLE[k])  # fmt: skip
                 name = f"{row['dim']}-D, " if row["dim"] > 100 else ""
-                right.annotate(f"{name}{row['strength']:g}", (row["cpu_seconds"], row["relative_stderr"]),
-                               textcoords="offset points", xytext=(6, -2), fontsize=7)  # fmt: skip
+                turned = ["center", "right", "left"][k]
+                shift, side = ((0, 6), turned) if form == "turned_form" else ((6, -2), "left")
+                right.annotate(f"{name}{row['strength']:g}", (row["cpu_seconds"], row["relative_stderr"]), ha=side,
+                               textcoords="offset points", xytext=shift, fontsize=7)  # fmt: skip
         published = found["published"]
         right.loglog(published["seconds"], published["relative_error"], "*", ms=9, color="0.4")
         right.annotate("deep BSDE, error", (published["seconds"], published["relative_error"]), ha="right",

@@ -14,17 +14,26 @@ def main() -> None:
     rows = found["rows"]
     dims = np.array(column(rows, "dim"), dtype=float)
     line = np.geomspace(dims[0], dims[-1], 50)
-    with canvas(1, 2, size=(7.0, 2.9)) as (figure, (left, right)):
+    with canvas(1, 3, size=(9.6, 2.9)) as (figure, (left, right, rest)):
         for name, mark, color, label in (("optimal", "o", TILT, "$u^*$"), ("g_loss", "s", REFERENCE, "$G_{loss}$")):
             fit = found["fits"][f"{name}_seconds"]
-            left.loglog(dims, column(rows, f"{name}_seconds"), mark, ms=4, color=color, label=label)
+            keys = (f"{name}_{key}" for key in ("seconds", "quarter", "three_quarters"))
+            middle, low, high = (np.array(column(rows, key)) for key in keys)
+            left.errorbar(dims, middle, [middle - low, high - middle], fmt=mark, ms=4, color=color, label=label)
+            rest.semilogx(dims, fit["left"], f"{mark}-", ms=4, lw=0.8, color=color, label=label)
             left.loglog(line, fit["fixed"] + fit["slope"] * line, "-", lw=0.9, color=color)
-        left.set(xlabel="dimension $D$", ylabel="CPU seconds a step", title="4 paths, rank 16; lines $a+bD$")
+        left.set(xlabel="dimension $D$", ylabel="CPU seconds a step", title="median and quartiles; lines $a+bD$")
         left.legend()
         fit = found["fits"]["megabytes"]
         right.loglog(dims, column(rows, "megabytes"), "D", ms=4, color="black")
         right.loglog(line, fit["fixed"] + fit["slope"] * line, "-", lw=0.9, color="black")
         right.set(xlabel="dimension $D$", ylabel="MB above the start", title="largest resident set")
+        right.set_yticks([20, 50, 100, 200, 500], labels=["20", "50", "100", "200", "500"])
+        right.set_yticks([], minor=True)
+        rest.semilogx(dims, fit["left"], "D-", ms=4, lw=0.8, color="black", label="memory")
+        rest.axhline(0, color="0.6", lw=0.8, ls=":")
+        rest.set(xlabel="dimension $D$", ylabel="(line $-$ measured) / measured", title="what the lines leave")
+        rest.legend(fontsize=7)
         publish(figure, "subspace-scaling")
 
 

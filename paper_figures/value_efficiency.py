@@ -10,7 +10,7 @@ from sdecontrol.report.style import CYCLE, canvas
 def main() -> None:
     found = results("value_efficiency")
     names = list(found)
-    with canvas(1, 2, size=(7.4, 3.0)) as (figure, axes):
+    with canvas(1, 2, size=(8.2, 3.0)) as (figure, axes):
         for ax, quantity, title in zip(axes, ("value", "gradient"), ("value", "derivative of the value")):
             shown = dict.fromkeys(row["name"] for name in names for row in found[name][quantity]["rows"])
             for k, method in enumerate(shown):
@@ -21,18 +21,18 @@ def main() -> None:
                     if row["name"] == method and abs(row["z"]) < 4
                 ]
                 label = method.split("(")[0] if quantity == "value" else short(method)
-                ax.semilogy(*zip(*points), "osv^DP*X"[k], ms=5, mfc="none", color=CYCLE[k % len(CYCLE)], label=label)
+                ax.semilogy(*zip(*points), "osv^DPX"[k], ms=5, mfc="none", color=CYCLE[k % len(CYCLE)], label=label)
             ax.axhline(100, color="0.6", lw=0.8, ls=":")
             ax.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names], fontsize=6.5)
-            ax.set(title=title, xlim=(-0.5, len(names) - 0.3))
+            ax.set(title=title, xlim=(-0.5, len(names) + 0.6))
             ax.legend(fontsize=6.5)
         axes[0].set_ylabel("gain over plain nested simulation")
         publish(figure, "value-efficiency")
 
 
 def short(rule: str) -> str:
-    """Pathwise(proposal=Laplace(dof=1)) as Pathwise, Laplace."""
-    name, inner = rule.split("(proposal=")
+    """Pathwise(way=Laplace(dof=1)) as Pathwise, Laplace."""
+    name, inner = rule.split("(way=")
     inner = inner.split("(")[0].rstrip(")")
     return name if inner == "None" else f"{name}, {inner}"
 

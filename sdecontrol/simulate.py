@@ -216,7 +216,7 @@ class _Job:
 
 def _diagnose(k: int, transition: Transition, x: Tensor, w: Tensor | None, first: int = 0) -> None:
     """Raise NotFinite naming the control or the model, and the paths, when a state stops being finite."""
-    if w is not None and not torch.isfinite(w).all():
+    if w is not None and not _is_finite(w):
         raise NotFinite("the control", k, transition.t, f"a value that is not finite for {rows_not_finite(w, first)}",
                         "Check the control's formula (or the reward in it) at this time.")  # fmt: skip
     if not _is_finite(x):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import sdecontrol as sc
-from sdecontrol.claims.base import get_claim
+from sdecontrol.claims.base import Case, get_claim
 from sdecontrol.claims.conditioning.rows import finite
+from sdecontrol.claims.mutants import MUTANTS
 from sdecontrol.claims.routes.labels import Component, labels_of, transition
 from sdecontrol.claims.routes.latent import Latent
 from sdecontrol.exact.finite_chain import FiniteChain
@@ -25,8 +26,7 @@ def test_every_claim_holds_on_every_built_in_problem(name):
     for id in IDS:
         report = get_claim(id).run(problem, quick=True)
         assert report.verdict == "holds", (id, report.reason)
-        rungs = {"exact"} if name == "quadratic-ou-2d" else {"exact", "monte carlo"}  # there lemma 2 has no draws
-        assert {row.rung for row in report.rows} >= rungs
+        assert {row.rung for row in report.rows} == {"exact", "discrete", "monte carlo"}
 
 
 @pytest.mark.parametrize("law", ["gaussian", "mixture"])
@@ -75,6 +75,22 @@ def test_the_transition_of_an_affine_process_is_a_matrix_exponential():
     assert step.covariances[0] == pytest.approx(loan[2:, 2:].T @ loan[:2, 2:], abs=1e-9)
 
 
+@pytest.mark.parametrize("id, rung, mistake", [
+    ("ctrl-lemma-2", "monte carlo", "label: drift scaled by the strength"),
+    ("ctrl-lemma-2", "monte carlo", "label: another label"),
+    ("ctrl-lemma-2", "monte carlo", "label: sign of the drift"),
+    ("ctrl-lemma-3", "discrete", "label: another label"),
+    ("ctrl-lemma-3", "discrete", "label: strength forgotten"),
+    ("ctrl-lemma-4", "discrete", "label: drift scaled by the strength"),
+])  # fmt: skip
+def test_the_rungs_of_an_affine_process_see_mistakes_by_themselves(id, rung, mistake):
+    """The Ornstein-Uhlenbeck problem has no data law; each of its rungs must be worth something alone."""
+    claim, problem = get_claim(id), resolve("quadratic-ou-2d").problem
+    wrong = next(m for m in MUTANTS if m.name == mistake)
+    assert claim.first_doubt(Case(claim, problem, None, False, 0), [rung]) is None
+    assert claim.first_doubt(wrong.case(claim, problem, False, 0), [rung]) is not None
+
+
 def planted(monkeypatch, id, name="gaussian-1d-vp"):
     """The verdict of a claim on fresh problems, whose labels are made anew."""
     original = resolve(name).problem
@@ -104,8 +120,9 @@ def test_a_label_that_forgets_its_strength_is_caught(monkeypatch, id):
     assert planted(monkeypatch, id) == "violated"
 
 
+@pytest.mark.parametrize("name", ["gaussian-1d-vp", "quadratic-ou-2d"])
 @pytest.mark.parametrize("id", ["ctrl-lemma-1", "ctrl-lemma-2", "ctrl-lemma-3", "ctrl-theorem-1"])
-def test_an_h_transform_that_forgets_to_divide_is_caught(monkeypatch, id):
+def test_an_h_transform_that_forgets_to_divide_is_caught(monkeypatch, id, name):
     """Kernels normalised, but by h of the present step in the exponent: the tilt of one step only."""
 
     def wrong(self, log_weight):
@@ -113,10 +130,11 @@ def test_an_h_transform_that_forgets_to_divide_is_caught(monkeypatch, id):
         return FiniteChain(self.log_initial + log_h[0] - log_c, self._moved(log_h, 0.9))
 
     monkeypatch.setattr(FiniteChain, "conditioned", wrong)
-    assert planted(monkeypatch, id) == "violated"
+    assert planted(monkeypatch, id, name) == "violated"
 
 
-def test_a_value_recursion_that_skips_a_step_is_caught(monkeypatch):
+@pytest.mark.parametrize("name", ["gaussian-1d-vp", "quadratic-ou-2d"])
+def test_a_value_recursion_that_skips_a_step_is_caught(monkeypatch, name):
     original = FiniteChain.log_values
 
     def wrong(self, log_weight):
@@ -124,10 +142,11 @@ def test_a_value_recursion_that_skips_a_step_is_caught(monkeypatch):
         return np.concatenate([found[1:], found[-1:]])
 
     monkeypatch.setattr(FiniteChain, "log_values", wrong)
-    assert planted(monkeypatch, "ctrl-lemma-4") == "violated"
+    assert planted(monkeypatch, "ctrl-lemma-4", name) == "violated"
 
 
-def test_a_path_kl_that_counts_the_start_twice_is_caught(monkeypatch):
+@pytest.mark.parametrize("name", ["gaussian-1d-vp", "quadratic-ou-2d"])
+def test_a_path_kl_that_counts_the_start_twice_is_caught(monkeypatch, name):
     original = FiniteChain.path_kl
 
     def wrong(self, other):
@@ -135,7 +154,7 @@ def test_a_path_kl_that_counts_the_start_twice_is_caught(monkeypatch):
         return 2 * start, steps
 
     monkeypatch.setattr(FiniteChain, "path_kl", wrong)
-    assert planted(monkeypatch, "ctrl-lemma-3") == "violated"
+    assert planted(monkeypatch, "ctrl-lemma-3", name) == "violated"
 
 
 @pytest.mark.parametrize("id", ["ctrl-lemma-1", "ctrl-lemma-4", "ctrl-theorem-1"])
@@ -160,10 +179,9 @@ def test_the_scaled_drift_of_lemma_two_is_told_from_the_power(monkeypatch):
     assert planted(monkeypatch, "ctrl-lemma-2") == "violated"
 
 
-def test_finite_chains_are_made_of_the_problem():
-    from sdecontrol.claims.base import Case
-
-    problem = resolve("digits-gaussian").problem
+@pytest.mark.parametrize("name", ["digits-gaussian", "quadratic-ou-2d"])
+def test_finite_chains_are_made_of_the_problem(name):
+    problem = resolve(name).problem
     _, chain, log_p = finite(Case(get_claim("ctrl-lemma-4"), problem))
     assert np.exp(chain.log_reference).sum() == pytest.approx(1, abs=1e-12)
     assert log_p.argmax() == np.abs(chain.nodes - labels_of(problem).linear.target).argmin()

@@ -19,6 +19,7 @@ from sdecontrol import value as V
 from sdecontrol.errors import NotDefined
 from sdecontrol.value import estimate, paths
 from sdecontrol.value.integrand import Task, normals
+from sdecontrol.value.surrogates import Surrogates, cross_fitted
 
 P = sc.problems
 RATE = 1e-5
@@ -166,6 +167,7 @@ def test_bridge_without_variance_shows(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------- coverage
 
 
+@pytest.mark.filterwarnings("ignore::sdecontrol.value.UnreliableWeights")  # few carriers at 1024 draws; it holds anyhow
 @pytest.mark.parametrize("method", BY_LAW, ids=lambda m: m.name)
 def test_coverage(method) -> None:
     """Over 40 seeds: mean z within 4.4/sqrt(40) and its mean square within chi-square quantiles of the same rate."""
@@ -229,17 +231,78 @@ def test_extrapolation_of_a_known_error() -> None:
         assert float((limit - 2).abs()) == pytest.approx(float(left), rel=1e-5)
 
 
-def test_moments_of_the_surrogate() -> None:
-    """E Q^m of c.z + z'Bz - tr B against Gauss-Hermite quadrature in two dimensions."""
-    method = V.ControlVariates()
-    coefficients = torch.tensor([[0.3], [-0.2], [0.4], [0.5], [-0.1]], dtype=torch.float64)
-    x, w = np.polynomial.hermite_e.hermegauss(20)
+def test_known_means_of_the_surrogate() -> None:
+    """E Q^m and E e^Q of c.z + z'Bz - tr B against Gauss-Hermite quadrature in two dimensions."""
+    linear = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    matrix = torch.tensor([[[0.1, 0.04], [0.04, -0.1]]], dtype=torch.float64)
+    surrogates = Surrogates(linear, matrix)
+    x, w = np.polynomial.hermite_e.hermegauss(60)
     z = torch.tensor(np.array([(a, b) for a in x for b in x]))
     weights = torch.tensor(np.outer(w, w).ravel() / (2 * math.pi))
-    q = method._features(z) @ coefficients
-    moments = method._moments(coefficients, 2)
+    q = surrogates(z)[:, 0]
+    moments = surrogates.moments(6)
     for m in range(7):
-        assert float(moments[m, 0]) == pytest.approx(float(weights @ q[:, 0] ** m), rel=1e-11)
+        assert float(moments[m, 0]) == pytest.approx(float(weights @ q**m), rel=1e-11)
+    for power in (1.0, 2.0):
+        found = float(surrogates.log_growth(power)[0])
+        assert math.exp(found) == pytest.approx(float(weights @ torch.exp(power * q)), rel=1e-8)
+    assert float((weights @ surrogates.controls(q[:, None], 3)[:, 0]).abs().max()) < 1e-8
+    assert float((weights @ surrogates.moved_controls(z, 3)).abs().max()) < 1e-8
+    wild = Surrogates(10 * linear, matrix)  # e^Q is of no use: z Q in its place
+    assert not bool(wild.has_exponential[0])
+    assert float((weights @ wild.moved_controls(z, 3)).abs().max()) < 1e-8
+
+
+def test_surrogates_of_a_turned_quadratic() -> None:
+    """In 40 dimensions slopes find a matrix that squares cannot: nothing of a quadratic F is left."""
+    rotation = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+    curvature = rotation @ torch.diag(torch.linspace(0.1, 1, 40).double()) @ rotation.mT
+    base = P.log_quadratic_hjb(40, 1.0)
+    problem = sc.Problem(base.process, sc.Quadratic(0.1 * torch.ones(40), (curvature + curvature.mT) / 2), 2.0)
+    x = rows(2, 40)
+    found = sc.feynman_kac(problem, 0.5, x, 1024, V.ControlVariates(), sc.Noise(1))
+    assert np.abs(found.value - problem.exact.value(0.5, x).numpy()).max() < 1e-9
+    assert found.stderr.max() < 1e-9
+
+
+def test_control_variates_are_exact_for_quadratic_exponents() -> None:
+    process = sc.ReverseProcess(sc.VP(0.1, 5.0), sc.Gaussian([0.5, -0.2], [[0.6, 0.2], [0.2, 0.4]]))
+    problem = sc.Problem(process, sc.Quadratic([1.0, -0.5], [[0.4, 0.1], [0.1, -0.2]]), 0.8)
+    x = rows(3, 2)
+    found = sc.feynman_kac(problem, 0.3, x, 1024, V.ControlVariates(), sc.Noise(1))
+    assert np.abs(found.value - problem.exact.value(0.3, x).numpy()).max() < 1e-12
+    assert found.stderr.max() < 1e-12
+
+
+def test_regressions_are_cross_fitted() -> None:
+    """100 controls that know nothing of 400 targets: their own fit leaves 3/4 of the variance, another one adds."""
+    draws = torch.randn(400, 101, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    left = cross_fitted(draws[:, :1], draws[:, 1:], folds=8)
+    assert 1.1 < float(left.var() / draws[:, 0].var()) < 2.0
+    exact = cross_fitted(draws[:, 1:3].sum(1, keepdim=True) + 5, draws[:, 1:], folds=8)
+    assert torch.allclose(exact, torch.full_like(exact, 5.0), atol=1e-10)
+
+
+def test_the_error_of_heavy_contributions_is_widened() -> None:
+    """Of n values m ones, the others zero: about m carriers, and the variance 2 (1/m - 1/n)^{1/2} above its own."""
+    n, m = 10_000, 25
+    values = torch.zeros(n, 1, dtype=torch.float64)
+    values[:m] = 1.0
+    error, carriers = estimate.spread(values)
+    assert float(carriers) == pytest.approx(m, rel=0.02)
+    assert float(error) ** 2 == pytest.approx(float(values.var()) / n * (1 + 2 / math.sqrt(m)), rel=0.02)
+    halves = estimate.spread(values[: n // 2] / 2, values[n // 2 :] / 2)
+    assert float(halves[0]) == pytest.approx(float(error), rel=0.02)  # the mean of two halves of the same values
+
+
+def test_nets_with_equal_means_still_doubt_their_largest_weights() -> None:
+    """Exchangeable nets without any spread: the error is that of the excesses of the R largest weights."""
+    weights = torch.linspace(1, 3, 64, dtype=torch.float64).repeat(16, 1)
+    weights[torch.arange(16), 60] = torch.linspace(5, 8, 16, dtype=torch.float64)
+    weights[:, 0] += weights[:, 60].max() - weights[:, 60]  # equal means
+    found = estimate.of_nets(weights.log()[:, :, None, None], 1, "nets")
+    wanted = np.linspace(5, 8, 16).std(ddof=1) * 4 / float(weights.sum())
+    assert float(found.stderr) == pytest.approx(wanted, rel=0.3)
 
 
 def test_diagonal_and_dense_transitions_agree(monkeypatch: pytest.MonkeyPatch) -> None:

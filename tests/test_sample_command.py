@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from typer.testing import CliRunner
 
 import sdecontrol as sc
 from sdecontrol.backends import StableDiffusionProcess
-from sdecontrol.backends.image_rewards import Brightness
+from sdecontrol.backends.image_rewards import Brightness, ClassPosterior
+from sdecontrol.backends.noisy_classifier import NoisyClassifier
 from sdecontrol.backends.reward_names import REWARDS, named
 from sdecontrol.backends.sampling import question
 from sdecontrol.backends.tiny.images import split
@@ -163,3 +165,33 @@ def test_bad_input_ends_with_code_two(folder: Path, tmp_path: Path, case: str) -
 def test_a_folder_that_is_no_pipeline(tmp_path: Path) -> None:
     code, _, err = run(tmp_path, *FAST, "--reward", "brightness", "--out", str(tmp_path / "out"))
     assert code == 2 and "model_index.json" in err
+
+
+class Latents(sc.ReverseProcess):
+    """Two Gaussians in four dimensions in the place of a pipeline's unconditional latents; decoding changes nothing."""
+
+    pipe, batch, default_noise = object(), 64, sc.Noise(0)
+
+    def with_cfg(self, cfg: float) -> Latents:
+        return self
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents
+
+
+def test_classifier_of_noisy_latents_is_the_posterior_of_the_clean_label() -> None:
+    """Learned from the chain's own draws, labelled where they are clean, it is the mixture's p(y | x_s), in KL."""
+    mean = torch.tensor([1.5, 0.0, 0.0, 0.0], dtype=torch.float64)
+    law = sc.GaussianMixture([0.7, 0.3], torch.stack([mean, -mean]), 0.25 * torch.eye(4).expand(2, 4, 4))
+    process = Latents(sc.VP(), law)
+    reward = ClassPosterior(lambda x: torch.stack([x[:, 0], -x[:, 0]], 1) * 12, 1)  # the clean label, by Bayes
+    learned = NoisyClassifier(reward).learned(process)
+    for level in (0.1, 0.4):
+        alpha, h = process.schedule.alpha(level), process.schedule.h(level)
+        noised = law.noised(alpha, h)
+        x = noised.sample(2000, sc.Noise(3))
+        odds = 2 * alpha * 1.5 * x[:, 0] / (alpha**2 * 0.25 + h) + math.log(0.7 / 0.3)
+        truth = torch.stack([odds, torch.zeros_like(odds)], 1).log_softmax(1)
+        gap = (truth.exp() * (truth - learned.log_prob(x, level).detach())).sum(1).mean()
+        assert 0 <= float(gap) < 0.03, (level, float(gap))
+    assert NoisyClassifier(reward).learned(process) is not learned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -216,6 +217,25 @@ def test_half_precision_network_keeps_float32_log_ratios(tmp_path: Path) -> None
     torch.testing.assert_close(weights.log_ratio(), path.log_ratio(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(path.weights.energy, reference.weights.energy, rtol=0.1, atol=1e-3)
     assert problem.process.describe()["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("make_pipe", [tiny.stable_diffusion, tiny.stable_diffusion_xl])
+@pytest.mark.filterwarnings("ignore:.upcast_vae. is deprecated:FutureWarning")  # diffusers, of its own call
+def test_decoding_leaves_a_float16_pipeline_as_it_was(tmp_path: Path, make_pipe: Callable[[Path], Any]) -> None:
+    """Stable Diffusion's VAE decodes in float16, SDXL's in a float32 copy; the stock pipeline decodes afterwards."""
+    pipe = make_pipe(tmp_path).to(torch.float16)
+    process = make(pipe, batch=2)
+    latents = torch.randn(2, *process.event_shape, generator=torch.Generator().manual_seed(0))
+    copied = hasattr(pipe, "text_encoder_2")
+    with torch.no_grad():
+        images = process.decode(latents)
+        same = copy.deepcopy(pipe.vae).to(torch.float32 if copied else torch.float16)
+        wanted = same.decode((latents / pipe.vae.config.scaling_factor).to(same.dtype)).sample.float() / 2 + 0.5
+    torch.testing.assert_close(images, wanted.clamp(0, 1), rtol=0, atol=1e-6 if copied else 1e-3)
+    assert pipe.vae.dtype == torch.float16
+    assert process.on_images(brightness).gradient(latents).abs().sum() > 0
+    stock = pipe("a cat", num_inference_steps=2, guidance_scale=3.0, output_type="pt").images
+    assert stock.shape[1:] == images.shape[1:] and bool(torch.isfinite(stock).all())
 
 
 # --- adapters and gradients ---

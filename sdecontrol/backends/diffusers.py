@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdecontrol.backends.conditions import encode
-from sdecontrol.backends.images import OnImages, decode
+from sdecontrol.backends.images import OnImages, decode, decoder
 from sdecontrol.backends.loading import PIPELINES, load_pipeline, unclipped_ddim
 from sdecontrol.backends.network import Network, named_memory
 from sdecontrol.backends.schedulers import DATA, read
@@ -151,13 +152,18 @@ class StableDiffusionProcess(ReverseProcess):
         sc.guidance.cfg(problem, process.unconditional, 1 - scale)."""
         return self.with_cfg(0.0).model
 
+    @cached_property
+    def vae(self) -> Any:
+        """What decodes latents; the pipeline's own parts stay as they are."""
+        return decoder(self.pipe)
+
     def decode(self, latents: Tensor) -> Tensor:
         """Images (n, 3, height, width) in [0, 1] of latents, differentiable, `batch` of them at a time."""
-        return decode(self.pipe.vae, latents, self.batch)
+        return decode(self.vae, latents, self.batch)
 
     def on_images(self, reward: Callable[[Tensor], Tensor]) -> OnImages:
         """A reward on latents from one on images (n, 3, height, width) in [0, 1] -> (n,)."""
-        return OnImages(self.pipe.vae, reward, self.batch)
+        return OnImages(self.vae, reward, self.batch)
 
     @property
     def prior_gap(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,15 @@ from sdecontrol.backends.network import filled, named_memory
 from sdecontrol.errors import NotDefined, check
 
 
+def decoder(pipe: Any) -> Any:
+    """The VAE that decodes as the pipeline does: its own, or a float32 copy of SDXL's, which overflows in float16."""
+    vae = pipe.vae
+    overflows = hasattr(pipe, "text_encoder_2") and vae.dtype == torch.float16 and vae.config.force_upcast
+    return copy.deepcopy(vae).float() if overflows else vae
+
+
 def decode(vae: Any, latents: Tensor, batch: int) -> Tensor:
-    """Images (n, 3, height, width) in [0, 1], as the pipelines make them; in float32 where the VAE asks for it."""
-    if vae.config.force_upcast and vae.dtype == torch.float16:
-        vae.to(torch.float32)  # its half precision overflows; the pipelines do the same
+    """Images (n, 3, height, width) in [0, 1], as the pipelines make them."""
     return torch.cat([_decode(vae, part, batch) for part in latents.split(batch)])
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sdecontrol.backends.conditions import Conditions
+from sdecontrol.backends.conditions import Conditions, Embedding
 from sdecontrol.errors import OutOfMemory
 from sdecontrol.schedules import Tabulated
 
@@ -63,16 +63,22 @@ class Network:
 
     def _call(self, x: Tensor, timesteps: Tensor, groups: Tensor) -> Tensor:
         with adapters(self.unet, self.adapted), named_memory(self.batch, x):
-            if self.cfg in (0.0, 1.0):
-                of = self.conditions.conditional if self.cfg == 1.0 else self.conditions.unconditional
-                return self._unet(x, timesteps, of(groups))
-            both = self.conditions.unconditional(groups).then(self.conditions.conditional(groups))
-            free, conditional = self._unet(torch.cat([x, x]), timesteps.repeat(2), both).chunk(2)
-            return free + self.cfg * (conditional - free)
+            weight = next(self.unet.parameters())  # unet.device and unet.dtype walk through every module
+            rows, times = x.to(weight.device), timesteps.to(weight.device)
+            return self._combined(rows, times, groups, weight.dtype).to(x.device)
 
-    def _unet(self, x: Tensor, timesteps: Tensor, condition: Any) -> Tensor:
-        rows, times = x.to(self.unet.device, self.unet.dtype), timesteps.to(self.unet.device)
-        return self.unet(rows, times, **condition.inputs(rows.dtype)).sample.to(x)
+    def _combined(self, x: Tensor, timesteps: Tensor, groups: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.cfg in (0.0, 1.0):
+            of = self.conditions.conditional if self.cfg == 1.0 else self.conditions.unconditional
+            return self._unet(x, timesteps, of(groups), dtype)
+        both = self.conditions.unconditional(groups).then(self.conditions.conditional(groups))
+        free, conditional = self._unet(torch.cat([x, x]), timesteps.repeat(2), both, dtype).chunk(2)
+        return free + self.cfg * (conditional - free)
+
+    def _unet(self, x: Tensor, timesteps: Tensor, condition: Embedding, dtype: torch.dtype) -> Tensor:
+        """The UNet's answer in its own precision, on its own device, given back in x's precision."""
+        answer: Tensor = self.unet(x.to(dtype), timesteps, **condition.inputs(dtype)).sample
+        return answer.to(x.dtype)
 
 
 def filled(x: Tensor, missing: int) -> Tensor:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdecontrol.backends.image_rewards import ClassPosterior
+from sdecontrol.backends.noisy_classifier import NoisyClassifier
 from sdecontrol.errors import BadInput, UnknownName, check
 from sdecontrol.problems.builtin import read_names
 
@@ -15,7 +17,7 @@ Reward = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Named:
-    """A reward on images by its text, and the user's own laws, name -> function of the problem."""
+    """A reward on images by its text, and laws of its own or the user's, name -> function of the problem."""
 
     text: str
     reward: Reward
@@ -93,7 +95,8 @@ def named(text: str, prompt: str) -> Named:
     name, _, argument = text.partition(":")
     if name not in REWARDS:
         raise UnknownName("reward", name, REWARDS)
-    return Named(text, REWARDS[name][0](argument, prompt))
+    reward = REWARDS[name][0](argument, prompt)
+    return Named(text, reward, {"classifier": NoisyClassifier(reward)} if isinstance(reward, ClassPosterior) else {})
 
 
 def _number(name: str, argument: str) -> float:

@@ -20,7 +20,7 @@ from sdecontrol.step import StepView, noise_shift
 class ControlledScheduler:
     """The pipeline's scheduler, unmodified, whose `step` is given variance_noise = xi + sqrt(dt) u.
 
-    `martingale` and `energy` (n,) add up along the run: log dQ^u/dQ = martingale + energy, as in a `Path`.
+    `martingale` and `energy` (n,), on the CPU, add up along the run: log dQ^u/dQ = martingale + energy, as in a `Path`.
     Everything else is the scheduler's own.
     """
 
@@ -71,8 +71,8 @@ class ControlledScheduler:
             return torch.zeros_like(xi)
         state = self._process.state_from(transition.t, x, prediction)
         w = noise_shift(StepView(self._process, transition, self._steps[timestep], state), self._control).detach()
-        self.martingale = self.martingale + inner(w, xi)
-        self.energy = self.energy + half_square(w)
+        self.martingale = self.martingale + inner(w, xi).cpu()
+        self.energy = self.energy + half_square(w).cpu()
         return w
 
 

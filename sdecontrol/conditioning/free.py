@@ -42,6 +42,14 @@ class ConditionalNoise(nn.Module):
     def correction(self, x: Tensor, s: Tensor | float, y: Tensor) -> Tensor:
         return self.network(x, s, nn.functional.one_hot(y, self.classes + 1).double())
 
+    def levels(self, count: int) -> Tensor:
+        """Noise levels even in log SNR over the whole horizon, at which the loss is taken: (count,)."""
+        check(isinstance(count, int) and count >= 1, f"levels = {count!r}", "a positive integer")
+        schedule, horizon = self.process.schedule, self.process.horizon
+        ends = schedule.log_snr(horizon), schedule.log_snr(SMALLEST_LEVEL * horizon)
+        ratios = torch.linspace(*ends, count, dtype=torch.float64).tolist()
+        return torch.tensor([schedule.noise_level_at(ratio) for ratio in ratios], dtype=torch.float64)
+
     def model(self, label: int | None) -> NoisePrediction:
         """The model of one label, None the null one, for sc.guidance.cfg. Raises BadInput for a label out of range."""
         chosen = self.classes if label is None else check_label(label, self.classes)
@@ -82,11 +90,7 @@ def fit_conditional(
     Source: 2207.12598; as the rival of conditioning by control, CTRL 2406.12120.
     """
     check_classes(pairs, model.classes)
-    check(isinstance(levels, int) and levels >= 1, f"levels = {levels!r}", "a positive integer")
-    schedule, horizon = model.process.schedule, model.process.horizon
-    ends = schedule.log_snr(horizon), schedule.log_snr(SMALLEST_LEVEL * horizon)
-    ratios = torch.linspace(*ends, levels, dtype=torch.float64).tolist()
-    grid = torch.tensor([schedule.noise_level_at(ratio) for ratio in ratios], dtype=torch.float64)
+    grid = model.levels(levels)
     objective = lambda drawn, noise: model.loss(drawn, grid, noise)  # noqa: E731
     return train(model, pairs, objective, steps=steps, n=n, optimiser=optimiser, decay=decay, noise=noise,
                  checkpoint=checkpoint, resume=resume, progress=progress)  # fmt: skip

@@ -104,15 +104,25 @@ def _reference_rewards(
 
 
 def _weighed(rewards: Tensor, temperature: float) -> Point | None:
-    """Self-normalised: M = E w log w, Z = E w, KL = M/Z - log Z; errors by the delta method."""
     log_w = rewards / temperature
+    return weighed(log_w, rewards, temperature) if effective(log_w) >= FEWEST else None
+
+
+def effective(log_w: Tensor) -> float:
+    """(sum w)^2 / sum w^2."""
+    return float((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp())
+
+
+def weighed(log_w: Tensor, rewards: Tensor, temperature: float) -> Point:
+    """The tilt by weighed paths: E_T r = E w r / Z, KL = E_T r / T - log Z; errors by the delta method.
+
+    log_w (n,): r / T - log ratio of each path, the log ratio 0 for paths of the reference.
+    """
     n, log_z = len(log_w), float(log_w.logsumexp(0) - np.log(len(log_w)))
     w = torch.exp(log_w - log_z)
-    if float(w.sum() ** 2 / (w * w).sum()) < FEWEST:
-        return None
     mean = float((w * rewards).mean())
     kl = mean / temperature - log_z
-    kl_influence = w * (log_w - mean / temperature - 1) + 1
+    kl_influence = w * (rewards / temperature - mean / temperature - 1) + 1
     return Point(
         temperature, kl, mean, float(kl_influence.std()) / n**0.5, float((w * (rewards - mean)).std()) / n**0.5, WEIGHED
     )

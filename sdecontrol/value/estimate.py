@@ -17,10 +17,12 @@ from sdecontrol.estimate import Estimate
 _ROUNDING = 1e-14  # of a log mean, relative
 RELIABLE = 0.7  # largest Pareto k at which a mean of weights and its error can be trusted
 FEWEST = 2.0  # effective samples under which nothing is known
+FEWEST_CARRIERS = 16.0  # samples under which a variance is not known to a quarter of itself
 
 
 class UnreliableWeights(UserWarning):
-    """The largest weights have a Pareto tail with k above 0.7, or fewer than two samples are effective.
+    """The largest weights have a Pareto tail with k above 0.7, fewer than two samples are effective, or the error bar
+    hangs on fewer than sixteen.
 
     The mean and its standard error are then both too small.
     """
@@ -32,12 +34,14 @@ class ValueEstimate(Estimate):
 
     stderr: sampling and step error in quadrature. log_h: log E exp((r + int rho)/temperature). ess: effective samples
     of the n weights. pareto_k: tail index of the largest weights. step_error: what Richardson's extrapolation may have
-    left, 0 where the transition is exact. methods: the method of each row.
+    left, 0 where the transition is exact. carriers: samples that carry the error bar, (sum e^2)^2/sum e^4 of their
+    contributions e to the error. methods: the method of each row.
     """
 
     log_h: Estimate
     ess: Estimate
     pareto_k: np.ndarray
+    carriers: np.ndarray
     step_error: np.ndarray
     methods: tuple[str, ...] = ()
 
@@ -51,6 +55,7 @@ class LogMean:
     step_error: Tensor
     ess: Tensor
     pareto_k: Tensor
+    carriers: Tensor
     n: int
     methods: tuple[str, ...]
 
@@ -59,15 +64,19 @@ class LogMean:
         """Rows of several results, put in their original `order`."""
         rows = sum(len(part.log_h) for part in parts)
         back = torch.arange(rows) if order is None else torch.argsort(torch.tensor(order))
-        names = ("log_h", "stderr", "step_error", "ess", "pareto_k")
+        names = ("log_h", "stderr", "step_error", "ess", "pareto_k", "carriers")
         methods = [name for part in parts for name in part.methods]
-        log_h, stderr, step_error, ess, k = (torch.cat([getattr(p, name) for p in parts])[back] for name in names)
-        n = max(part.n for part in parts)
-        return cls(log_h, stderr, step_error, ess, k, n, tuple(methods[i] for i in back.tolist()))
+        log_h, error, step, ess, k, held = (torch.cat([getattr(p, name) for p in parts])[back] for name in names)
+        n, ordered = max(part.n for part in parts), tuple(methods[i] for i in back.tolist())
+        return cls(log_h, error, step, ess, k, held, n, ordered)
 
     @property
     def total_error(self) -> Tensor:
         return torch.hypot(self.stderr, self.step_error)
+
+    def trusted(self, margin: float = 1.0) -> Tensor:
+        """Whether a row's weights and error bar can be believed, with `margin` times the carriers that this takes."""
+        return (self.pareto_k <= RELIABLE) & (self.carriers >= margin * FEWEST_CARRIERS)
 
     def value(self, temperature: float) -> ValueEstimate:
         error = self.total_error.numpy()
@@ -76,17 +85,21 @@ class LogMean:
         return ValueEstimate(
             log_h.value * temperature, error * temperature, self.n, route,
             log_h=log_h, ess=Estimate(self.ess.numpy(), np.zeros_like(error), self.n, "effective samples of n"),
-            pareto_k=self.pareto_k.numpy(), step_error=self.step_error.numpy() * temperature, methods=self.methods,
+            pareto_k=self.pareto_k.numpy(), carriers=self.carriers.numpy(),
+            step_error=self.step_error.numpy() * temperature, methods=self.methods,
         )  # fmt: skip
 
 
-def warn_of(pareto_k: Tensor, ess: Tensor, advice: str) -> None:
-    """Warn when a tail index of the rows (rows,) is above 0.7, or an effective sample size below 2."""
-    heaviest, fewest = int(pareto_k.argmax()), int(ess.argmin())
+def warn_of(pareto_k: Tensor, ess: Tensor, carriers: Tensor, advice: str, wanted: float = FEWEST_CARRIERS) -> None:
+    """Warn when a row (rows,) has a tail index above 0.7, under 2 effective samples or too few carriers."""
+    heaviest, fewest, thinnest = int(pareto_k.argmax()), int(ess.argmin()), int(carriers.argmin())
     if float(ess[fewest]) < FEWEST:
         seen = f"an effective sample size of {float(ess[fewest]):.2f} in row {fewest}; wanted at least {FEWEST:g}"
     elif float(pareto_k[heaviest]) > RELIABLE:
         seen = f"weights with Pareto k = {float(pareto_k[heaviest]):.2f} in row {heaviest}; wanted at most {RELIABLE}"
+    elif float(carriers[thinnest]) < wanted:
+        hangs = f"an error bar that hangs on {float(carriers[thinnest]):.1f} samples in row {thinnest}"
+        seen = f"{hangs}; wanted at least {wanted:g}"
     else:
         return
     warnings.warn(f"saw {seen}: the error bar cannot be trusted. {advice}", UnreliableWeights, stacklevel=3)
@@ -95,7 +108,8 @@ def warn_of(pareto_k: Tensor, ess: Tensor, advice: str) -> None:
 def exact_log_mean(log_h: Tensor) -> LogMean:
     """A log mean without error: the reward itself at t = T."""
     zero = torch.zeros_like(log_h)
-    return LogMean(log_h, zero, zero, zero + math.inf, zero - math.inf, 0, ("exact",) * len(log_h))
+    many = zero + math.inf
+    return LogMean(log_h, zero, zero, many, -many, many, 0, ("exact",) * len(log_h))
 
 
 def of_weights(log_w: Tensor, order: int, method: str) -> LogMean:
@@ -108,9 +122,54 @@ def of_units(units: Tensor, scale: Tensor, log_w: Tensor, order: int, n: int, me
     """log of e^scale mean(units) from independent units (N, levels, rows); log_w (n, rows): the weights behind them."""
     mean = units.mean(0)
     log_h, step_error, influence = extrapolated(scale + mean.log(), units / mean - 1, order)
-    stderr = torch.hypot(influence.std(0) / math.sqrt(len(units)), _ROUNDING * (1 + log_h.abs()))
-    k = torch.tensor([pareto_k(column) for column in log_w.unbind(1)], dtype=torch.float64)
-    return LogMean(log_h, stderr, step_error, effective(log_w), k, n, (method,) * len(log_h))
+    stderr, held = spread(influence)
+    rounding = _ROUNDING * (1 + log_h.abs())
+    held = torch.where(stderr > rounding, held, torch.inf)
+    return LogMean(log_h, torch.hypot(stderr, rounding), step_error, *tails(log_w), held, n, (method,) * len(log_h))
+
+
+def of_nets(log_w: Tensor, order: int, method: str) -> LogMean:
+    """Mean over R independent nets of m dependent weights each: (R, m, levels, rows).
+
+    The error is that of the net means, and in quadrature that of the R largest weights, one a net: their excesses over
+    the next one, as R independent draws.
+    """
+    nets, size = log_w.shape[:2]
+    flat = log_w[:, :, 0].flatten(0, 1)
+    top = log_w.amax((0, 1))
+    means = torch.exp(log_w - top).mean(1)
+    mean = means.mean(0)
+    log_h, step_error, influence = extrapolated(top + mean.log(), means / mean - 1, order)
+    largest = torch.exp(flat.topk(nets + 1, 0).values - flat.logsumexp(0))  # shares of the sum
+    rare = (largest[:-1] - largest[-1]).std(0) * math.sqrt(nets)
+    stderr = torch.hypot(influence.std(0) / math.sqrt(nets), rare)
+    stderr = torch.hypot(stderr, _ROUNDING * (1 + log_h.abs()))
+    held = torch.full_like(log_h, math.inf)
+    return LogMean(log_h, stderr, step_error, *tails(flat), held, nets * size, (method,) * len(log_h))
+
+
+def tails(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """Effective samples and Pareto k of the columns of (n, rows)."""
+    k = [pareto_k(column) for column in log_w.unbind(1)]
+    return effective(log_w), torch.tensor(k, dtype=torch.float64)
+
+
+def spread(*contributions: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard error of a sum of means of independent contributions (n, ...) each, and how many of them carry it.
+
+    With e = (contribution - mean)/n: carriers = (sum e^2)^2/sum e^4, which is n/kurtosis for one mean. The variance has
+    the relative error (1/carriers - 1/n)^{1/2}, and is taken two of these above its estimate: of heavy contributions
+    too small a mean comes with too small a variance.
+    """
+    parts = [((c - c.mean(0)) / len(c)).square() for c in contributions]
+    second = torch.stack([e2.sum(0) for e2 in parts])
+    fourth = torch.stack([e2.square().sum(0) for e2 in parts])
+    counts = second.new_tensor([len(c) for c in contributions]).reshape(-1, *[1] * (second.ndim - 1))
+    variance = second.sum(0)
+    carriers = variance.square() / fourth.sum(0)
+    own = (fourth - second.square() / counts).clamp(min=0).sum(0).sqrt()
+    unbiased = (second * counts / (counts - 1)).sum(0)
+    return (unbiased + 2 * own).sqrt(), torch.where(carriers.isnan(), torch.inf, carriers)
 
 
 def extrapolated(levels: Tensor, influence: Tensor, order: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -54,7 +54,8 @@ def feynman_kac(
         parts.append(_at(Task(problem, time, x[rows], grid, kernel), n, method, noise))
         order += rows
     found = LogMean.join(parts, order)
-    warn_of(found.pareto_k, found.ess, "Take Portfolio(), Laplace(), Adapted() or ImportanceSampling(control).")
+    advice = "Take Portfolio(), Laplace(), Adapted() or ImportanceSampling(control)."
+    warn_of(found.pareto_k, found.ess, found.carriers, advice)
     return found.value(problem.temperature)
 
 

@@ -13,7 +13,7 @@ from sdecontrol.kernels import Kernel
 from sdecontrol.noise import Noise
 from sdecontrol.problems.base import Problem
 from sdecontrol.time import TimeGrid
-from sdecontrol.value.estimate import extrapolated, warn_of
+from sdecontrol.value.estimate import extrapolated, spread, warn_of
 from sdecontrol.value.feynman_kac import checked_rows
 from sdecontrol.value.gradient_rules import Bismut
 from sdecontrol.value.gradient_terms import GradientMethod
@@ -51,26 +51,28 @@ def value_gradient(
     check(isinstance(method, GradientMethod), f"a method of type {type(method).__name__}",
           "Pathwise(), Bismut(), LikelihoodRatio() or Swap()")  # fmt: skip
     turn = _directions(along, problem.process.dim)
-    values, errors, tails, effective = [], [], [], []
+    values, errors, tails, effective, carried = [], [], [], [], []
     for time, row in zip(times.tolist(), x):
-        found = method.gradient(Task(problem, time, row[None], grid, kernel), n, noise)
-        gradient, left, influence = extrapolated(found.levels @ turn, found.influence @ turn, found.order)
+        found = method.gradient(Task(problem, time, row[None], grid, kernel), n, noise, turn)
+        gradient, left, influence = extrapolated(found.levels, found.influence, found.order)
         rounding = _ROUNDING * float(gradient.abs().max())
+        error, carriers = spread(influence)
         values.append(gradient)
-        errors.append(torch.hypot(influence.std(0) / math.sqrt(n), left + rounding))
+        errors.append(torch.hypot(error, left + rounding))
+        carried.append(float(torch.where(error > rounding, carriers, math.inf).min()))
         tails.append(found.pareto_k)
         effective.append(found.ess)
     advice = "Raise the temperature, start closer to the end, or take problem.exact or a grid."
-    warn_of(torch.tensor(tails), torch.tensor(effective), advice)
+    warn_of(torch.tensor(tails), torch.tensor(effective), torch.tensor(carried), advice, found.wanted)
     scale = problem.temperature
     route = f"{method!r}, self-normalised"
     return Estimate((scale * torch.stack(values)).numpy(), (scale * torch.stack(errors)).numpy(), n, route)
 
 
-def _directions(along: Tensor | None, d: int) -> Tensor:
-    """The vectors of `along` as columns (d, k); the coordinates when there are none."""
+def _directions(along: Tensor | None, d: int) -> Tensor | None:
+    """The vectors of `along` as columns (d, k)."""
     if along is None:
-        return torch.eye(d, dtype=torch.float64)
+        return None
     vectors = torch.as_tensor(along, dtype=torch.float64)
     check(vectors.ndim == 2 and vectors.shape[1] == d, f"directions of shape {tuple(vectors.shape)}", f"(k, {d})")
     return vectors.mT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,24 +17,37 @@ from sdecontrol.time import TimeGrid
 from sdecontrol.value.gradient_terms import Gradient, GradientMethod, Terms
 from sdecontrol.value.importance import Proposal
 from sdecontrol.value.integrand import Integrand, Task, TerminalIntegrand
+from sdecontrol.value.methods import ControlVariates
 from sdecontrol.value.paths import PathIntegrand
 from sdecontrol.value.smoothness import check_smooth
 
 _EXACT_STEPS, _EXACT_DIM = 16, 64  # of a chain without step error, whose matrices are dense
 
 
-def _pieces(
-    integrand: Integrand, n: int, noise: Noise, x: Tensor, proposal: Proposal | None = None
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(copies of the start, normals, log p/q of the normals) in pieces."""
-    if proposal is None:
-        drawn: Iterable[tuple[Tensor, Tensor]] = (
-            (z, torch.zeros(len(z), dtype=z.dtype)) for z in integrand.draws(noise, "gradient", n)
-        )
-    else:
-        drawn = proposal.draws(integrand, n, noise)
-    for z, log_ratio in drawn:
-        yield x.expand(len(z), -1).contiguous(), z, log_ratio
+Way = Proposal | ControlVariates | None
+
+
+def _pieces(integrand: Integrand, n: int, noise: Noise, way: Way = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normals and log p/q of them, in pieces."""
+    if isinstance(way, Proposal):
+        yield from way.draws(integrand, n, noise)
+        return
+    for z in integrand.draws(noise, "gradient", n):
+        yield z, torch.zeros(len(z), dtype=z.dtype)
+
+
+def _gathered(
+    integrand: Integrand, n: int, noise: Noise, way: Way, rule: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """F with its ratio, what the rule says beside it, and the controls, if any, of all pieces."""
+    growth, terms, normals = [], [], []
+    for z, log_ratio in _pieces(integrand, n, noise, way):
+        f, term = rule(z)
+        growth.append(f + log_ratio[:, None])
+        terms.append(term)
+        normals.append(z)
+    controls = way.moved(integrand, torch.cat(normals), noise) if isinstance(way, ControlVariates) else None
+    return torch.cat(growth), torch.cat(terms), controls
 
 
 @dataclass(frozen=True)
@@ -43,25 +56,18 @@ class Pathwise(GradientMethod):
     first variation dZ = grad b Z dt, Z_t = I, by one backward sweep.
 
     The smallest variance where r is smooth; blind to jumps, hence refused (NotDefined) for a reward that has any.
-    proposal: `Laplace()` or `Adapted()` draws the normals, for weights that collapse under their own law.
-    Source: Tang 2403.06279, (3.30) and below; with a proposal: derived.
+    way: `ControlVariates()` regresses numerator and denominator on the normals, on a quadratic surrogate of F and on
+    their products, of known means; `Laplace()` or `Adapted()` draws the normals, for weights that collapse under their
+    own law. Source: Tang 2403.06279, (3.30) and below; the ways: derived.
     """
 
-    proposal: Proposal | None = None
+    way: Way = None
 
     def terms(self, task: Task, n: int, noise: Noise) -> Terms:
         integrand = task.integrand
         check_smooth(task, noise)
-        growth, slope = [], []
-        for x, z, log_ratio in _pieces(integrand, n, noise, task.x, self.proposal):
-            x.requires_grad_()
-            with torch.enable_grad():
-                f = integrand.pairs(x, z)
-                parts = [torch.autograd.grad(f[:, level].sum(), x, retain_graph=True)[0] for level in range(f.shape[1])]
-            growth.append(f.detach() + log_ratio[:, None])
-            slope.append(torch.stack(parts, 1))
-        p = torch.cat(slope)
-        return Terms(torch.cat(growth), torch.zeros_like(p), p, integrand.order)
+        growth, p, controls = _gathered(integrand, n, noise, self.way, integrand.slopes)
+        return Terms(growth, torch.zeros_like(p), p, integrand.order, controls)
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,8 @@ def _swept(task: Task, n: int, noise: Noise, shares: Callable[[Path], Tensor]) -
     """Scores and slopes of the chain's levels by one backward sweep each."""
     chain, levels = _exact_chain(task)
     kinds: tuple[list[Tensor], ...] = ([], [], [])
-    for x, z, _ in _pieces(chain, n, noise, task.x):
-        normals = chain.normals(z)
+    for z, _ in _pieces(chain, n, noise):
+        x, normals = task.x.expand(len(z), -1).contiguous(), chain.normals(z)
         found = [_sweep(chain, x, normals[level], level, shares) for level in levels]
         for kind, part in zip(kinds, zip(*found)):
             kind.append(torch.stack(part, 1))
@@ -162,53 +168,27 @@ class LikelihoodRatio(GradientMethod):
 
     Where the law of Y_T given Y_t is a known Gaussian mixture its score is exact, and the variance is the smallest of
     all weights that depend on Y_T only. Elsewhere (and with a running reward) the score is that of the chain's first
-    step, whose variance grows like 1/dt: then prefer `Bismut`. proposal: as in `Pathwise`, for known laws only.
+    step, whose variance grows like 1/dt: then prefer `Bismut`. way: as in `Pathwise`, for known laws only.
     Source: Tang 2403.06279, (3.27), as the score-function rule (derived).
     """
 
-    proposal: Proposal | None = None
+    way: Way = None
 
     def terms(self, task: Task, n: int, noise: Noise) -> Terms:
-        integrand = task.integrand
+        integrand, way = task.integrand, self.way
         if not isinstance(integrand, TerminalIntegrand):
-            check(self.proposal is None, "a proposal where the law of Y_T is not known", "none", "Take Pathwise().")
+            check(way is None, "a proposal or controls where the law of Y_T is not known", "none", "Take Pathwise().")
             return _swept(task, n, noise, _first_step)
-        growth, scores = [], []
-        for x, z, log_ratio in _pieces(integrand, n, noise, task.x, self.proposal):
-            f, s = _transition_score(integrand, x, z)
-            growth.append(f + log_ratio[:, None])
-            scores.append(s)
-        s = torch.cat(scores)
+        growth, s, controls = _gathered(integrand, n, noise, way, integrand.scores)
         # with several components, or another law, e^F s is not the product of F with one score of mean zero
-        lone = not integrand.several and self.proposal is None
+        lone = not integrand.several and not isinstance(way, Proposal)
         score, slope = (s, torch.zeros_like(s)) if lone else (torch.zeros_like(s), s)
-        return Terms(torch.cat(growth), score, slope, 1)
+        return Terms(growth, score, slope, 1, controls)
 
 
 def _first_step(path: Path) -> Tensor:
     check(not path.transitions[0].noiseless, "a first step without noise", "a kernel with noise")
     return torch.eye(len(path.transitions), dtype=torch.float64)[0]
-
-
-def _transition_score(integrand: TerminalIntegrand, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """F (m, 1) and sum_i share_i (grad log omega_i + G_i' root_i^{-T} z), share_i those of the components in e^F.
-
-    Given component i, Y_T = centre_i(x) + root_i z has score root_i^{-T} z in its centre, of derivative G_i in x.
-    """
-    x = x.clone().requires_grad_()
-    with torch.enable_grad():
-        shares, rewards = integrand.components(x, z)
-        parts = (shares + rewards).detach()
-        weight = torch.softmax(parts, 1)
-        steered = (weight * shares).sum(1)
-        centres = integrand.law.centres(x)
-        for i, inverse in enumerate(integrand.law.inverses):
-            pulled = inverse.mT @ z.mT
-            steered = steered + weight[:, i] * (centres[:, i] * pulled.mT).sum(1)
-        if not steered.requires_grad:
-            return torch.logsumexp(parts, 1, keepdim=True), torch.zeros_like(x)[:, None]
-        (score,) = torch.autograd.grad(steered.sum(), x)
-    return torch.logsumexp(parts, 1, keepdim=True), score[:, None]
 
 
 @dataclass(frozen=True)
@@ -226,6 +206,7 @@ class Swap(GradientMethod):
         """By paths where e^F averages over components, whose logarithm is not the mean reward."""
         return self.rule.terms(replace(task, by_paths=True) if task.integrand.several else task, n, noise)
 
-    def gradient(self, task: Task, n: int, noise: Noise) -> Gradient:
+    def gradient(self, task: Task, n: int, noise: Noise, directions: Tensor | None = None) -> Gradient:
         terms = self.terms(task, n, noise)
-        return Gradient(*terms.linear(), terms.order, -math.inf, math.inf)
+        terms = terms if directions is None else terms.along(directions)
+        return Gradient(*terms.linear(), terms.order, -math.inf, math.inf, 0.0)

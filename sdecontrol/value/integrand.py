@@ -57,8 +57,8 @@ class Integrand(ABC):
         return self.log_weight(z)[:, -1]
 
     @abstractmethod
-    def pairs(self, x: Tensor, z: Tensor) -> Tensor:
-        """F(x_i, z_i), differentiable in x: (m, *event), (m, dim) -> (m, levels)."""
+    def slopes(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """F and its gradient in the first start: (m, dim) -> (m, levels), (m, levels, d)."""
 
     def draws(self, noise: Noise, stream: str, n: int) -> Iterator[Tensor]:
         """n rows of `dim` standard normals, in pieces of about `chunk` rows."""
@@ -102,7 +102,7 @@ class TerminalIntegrand(Integrand):
         self._shares, self._centres = self.law.log_shares(x), self.law.centres(x)
         first = self.law.roots[0]
         square = first.shape[0] == first.shape[1]
-        scalar = square and bool((self.law.roots == first[0, 0] * torch.eye(len(first))).all())
+        scalar = square and bool((self.law.roots == first[0, 0] * torch.eye(len(first), dtype=first.dtype)).all())
         self._scale = float(first[0, 0]) if scalar else None
 
     def ends(self, z: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class TerminalIntegrand(Integrand):
         """root_i z for each component: k tensors (m, D)."""
         if self._scale is not None:
             return [self._scale * z] * len(self.law.roots)
-        return [(root @ z.mT).mT for root in self.law.roots]
+        return list(z @ self.law.roots.mT)
 
     def scaled_reward(self, y: Tensor) -> Tensor:
         """r/temperature in float64."""
@@ -126,15 +126,52 @@ class TerminalIntegrand(Integrand):
             columns.append(parts[0] if len(parts) == 1 else torch.logsumexp(torch.stack(parts, 1) + shares, 1))
         return torch.stack(columns, 1)[:, None]
 
-    def components(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """log omega_i(x) and r_i/temperature at pairs (x, z): (m, k) each."""
-        centres = self.law.centres(x)
-        rewards = [self.scaled_reward(centres[:, i] + moved) for i, moved in enumerate(self.spread(z))]
-        return self.law.log_shares(x), torch.stack(rewards, 1)
+    @cached_property
+    def _moves(self) -> tuple[Tensor, Tensor]:
+        """At the first start: grad log omega_i (k, d), and the derivatives of the centres, affine in x (k, D, d)."""
+        x = self.x[:1]
+        with torch.enable_grad():
+            start = x.clone().requires_grad_()
+            shares = self.law.log_shares(start)[0]
+            steered = [_slope(share, start) for share in shares]
+        moved = self.law.centres(x + torch.eye(x.shape[1], dtype=x.dtype)) - self.law.centres(x)
+        return torch.cat(steered), moved.permute(1, 2, 0)
 
-    def pairs(self, x: Tensor, z: Tensor) -> Tensor:
-        shares, rewards = self.components(x, z)
-        return torch.logsumexp(shares + rewards, 1, keepdim=True)
+    def slopes(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """grad F = sum_i share_i (grad log omega_i + G_i' grad r/temperature), share_i of the components in e^F."""
+        rewards, pulled = [], []
+        with torch.enable_grad():
+            for centre, moved in zip(self._centres[0], self.spread(z)):
+                y = (centre + moved).requires_grad_()
+                rewards.append(self.scaled_reward(y))
+                pulled.append(_slope(rewards[-1].sum(), y))
+        f, shares = self._mixed([reward.detach() for reward in rewards])
+        weighted = torch.cat([w[:, None] * slope for w, slope in zip(shares.mT, pulled)], 1)
+        steered, moved = self._moves
+        return f, (shares @ steered + weighted @ moved.flatten(0, 1))[:, None]
+
+    def scores(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """F, and sum_i share_i (grad log omega_i + G_i' root_i^{-T} z): (m, 1), (m, 1, d).
+
+        Given component i, Y_T = centre_i(x) + root_i z has score root_i^{-T} z in its centre, of derivative G_i in x.
+        """
+        f, shares = self._mixed([self.scaled_reward(c + moved) for c, moved in zip(self._centres[0], self.spread(z))])
+        steered, moved = self._moves
+        weighted = torch.cat([w[:, None] * z for w in shares.mT], 1)
+        return f, (shares @ steered + weighted @ (self.law.inverses @ moved).flatten(0, 1))[:, None]
+
+    def _mixed(self, rewards: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """F (m, 1) at the first start, and the shares of the components in e^F (m, k)."""
+        parts = torch.stack(rewards, 1) + self._shares[0]
+        return torch.logsumexp(parts, 1, keepdim=True), torch.softmax(parts, 1)
+
+
+def _slope(value: Tensor, x: Tensor) -> Tensor:
+    """Gradient of a scalar in x; zero where it does not depend on x."""
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    (found,) = torch.autograd.grad(value, x, retain_graph=True, materialize_grads=True)
+    return found
 
 
 def checked(problem: Problem, reward: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sdecontrol.errors import NotDefined, check
 from sdecontrol.noise import Noise
-from sdecontrol.value.estimate import LogMean, of_units, of_weights
+from sdecontrol.value.estimate import LogMean, of_nets, of_units, of_weights
 from sdecontrol.value.integrand import Integrand, Task, log_weights, normals
+from sdecontrol.value.surrogates import cross_fitted, fitted
 
 
 class Method(ABC):
@@ -57,6 +58,9 @@ class Antithetic(Method):
 class QuasiMonteCarlo(Method):
     """`randomisations` independently scrambled Sobol nets; the standard error is that of their means (few degrees).
 
+    A net meets the largest weights once or not at all, so that the spread of a few nets may not show them: what the
+    largest ones, one a net, would vary by if they fell independently is added to it in quadrature.
+
     The net fills the first `dims` normals (those of the end point and of the leading modes of the path; for an exactly
     known transition all of them, largest variance first), pseudo-random normals the others. Points are the centres of
     the cells of the net, so that no normal is infinite. n is rounded down to randomisations times a power of two.
@@ -73,10 +77,7 @@ class QuasiMonteCarlo(Method):
         integrand = task.integrand
         bits = int(math.log2(max(n // self.randomisations, 2)))
         found = [log_weights(integrand, self._points(integrand, noise, r, bits)) for r in range(self.randomisations)]
-        log_w = torch.cat(found)
-        top = log_w.amax(0)
-        units = torch.stack([torch.exp(part - top).mean(0) for part in found])
-        return of_units(units, top, log_w[:, 0], integrand.order, len(log_w), self.name)
+        return of_nets(torch.stack(found), integrand.order, self.name)
 
     def _points(self, integrand: Integrand, noise: Noise, index: int, bits: int) -> Iterator[Tensor]:
         """2^bits rows of normals of one randomisation, in pieces of a power of two."""
@@ -101,106 +102,39 @@ def _nothing(n: int, piece: int) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class ControlVariates(Method):
-    """A quadratic surrogate Q of F, and e^F regressed on Q, Q^2, ..., Q^degree, whose means are known exactly.
+    """A quadratic surrogate Q of F, and e^F regressed on Q, ..., Q^degree and e^Q, whose means are known exactly.
 
-    Q(z) = c . z + z'Bz - tr B is fitted to F on a pilot (B full up to `full` leading normals, else diagonal). Its
-    moments follow from its cumulants kappa_m = 2^{m-1} (m-1)! tr B^m + 2^{m-3} m! c'B^{m-2}c. The regression is
-    cross-fitted over `folds`: each fold's coefficients come from the others, so the residuals' error bar is honest.
-    Where F is a smooth function of a quadratic the variance falls by orders of magnitude; where weights collapse the
+    Q is fitted to F, and to its slopes where it has any, on a pilot (`surrogates`); e^Q is used where e^{4Q} has a mean
+    and at least e^-4 of the e^Q are effective. The regression is cross-fitted over `folds`: each fold's coefficients
+    come from the others, so the residuals' error bar is honest. Where F is quadratic nothing is left but rounding;
+    where it is a smooth function of a quadratic the variance falls by orders of magnitude; where weights collapse the
     regression follows a few of them. Raises: NotDefined when its mean turns negative.
     """
 
     degree: int = 3
     folds: int = 8
-    full: int = 24
 
     def run(self, task: Task, n: int, noise: Noise) -> LogMean:
         integrand = task.integrand
-        q = integrand.leading
-        width = self._features(torch.zeros(1, q, dtype=torch.float64)).shape[1]
-        size = max(n // 8, 4 * width, min(16 * width, 2**12))
-        surrogates = self._fit(integrand, noise, size)
-        log_w, controls = [], []
+        surrogates = fitted(integrand, noise, n)
+        log_w, found = [], []
         for z in integrand.draws(noise, "value", n):
             log_w.append(integrand.log_weight(z))
-            controls.append((self._features(z[:, :q]) @ surrogates.coefficients).reshape(len(z), *log_w[-1].shape[1:]))
-        weights, surrogate = torch.cat(log_w), torch.cat(controls)
-        top = weights.amax(0)
-        units = self._residuals(torch.exp(weights - top), surrogates.centred_powers(surrogate))
+            found.append(surrogates(z[:, : integrand.leading]))
+        growth = torch.cat(log_w)
+        top = growth.amax(0)
+        weights, controls = torch.exp(growth - top), surrogates.controls(torch.cat(found), self.degree).mT
+        units = torch.stack([cross_fitted(w[:, None], controls, self.folds)[:, 0] for w in weights.unbind(1)], 1)
         if not bool((units.mean(0) > 0).all()):
             raise NotDefined(
                 "control variates gave a negative mean of positive weights, as few of them carry it; use Laplace(), "
                 "Adapted() or Portfolio()"
             )
-        return of_units(units, top, weights[:, 0], integrand.order, len(weights), self.name)
+        return of_units(units, top, growth[:, 0], integrand.order, len(growth), self.name)
 
-    def _features(self, z: Tensor) -> Tensor:
-        """z, then z_i z_j - delta_ij for i <= j, or z_i^2 - 1 only above `full` normals."""
-        if z.shape[1] > self.full:
-            return torch.cat([z, z.square() - 1], 1)
-        i, j = torch.triu_indices(z.shape[1], z.shape[1])
-        return torch.cat([z, z[:, i] * z[:, j] - (i == j).to(z)], 1)
-
-    def _fit(self, integrand: Integrand, noise: Noise, size: int) -> _Surrogates:
-        """Least squares of F on 1, z and the quadratic features over pilot normals."""
-        pieces = list(integrand.draws(noise, "pilot", size))
-        z = torch.cat(pieces)[:, : integrand.leading]
-        f = torch.cat([integrand.rough(piece) for piece in pieces]).repeat(1, integrand.levels)
-        features = self._features(z)
-        design = torch.cat([torch.ones(len(z), 1, dtype=z.dtype), features], 1)
-        found = torch.linalg.solve(design.mT @ design, design.mT @ f)[1:]  # orthogonal columns, up to sampling
-        return _Surrogates(found, self._moments(found, integrand.leading), self.degree)
-
-    def _moments(self, coefficients: Tensor, q: int) -> Tensor:
-        """E Q^m, m = 0 .. 2 degree, of every column: (2 degree + 1, columns)."""
-        linear, quadratic = coefficients[:q], coefficients[q:]
-        if q > self.full:
-            b, c2 = quadratic.mT, linear.mT.square()
-        else:
-            i, j = torch.triu_indices(q, q)
-            matrix = torch.zeros(coefficients.shape[1], q, q, dtype=coefficients.dtype)
-            matrix[:, i, j] = quadratic.mT / 2
-            b, vectors = torch.linalg.eigh(matrix + matrix.mT)
-            c2 = (vectors.mT @ linear.mT[:, :, None])[..., 0].square()
-        top = 2 * self.degree
-        cumulants = [torch.zeros(len(b), dtype=b.dtype)] * 2 + [
-            2.0 ** (m - 1) * math.factorial(m - 1) * (b**m).sum(1)
-            + 2.0 ** (m - 3) * math.factorial(m) * (b ** (m - 2) * c2).sum(1)
-            for m in range(2, top + 1)
-        ]
-        moments = [torch.ones_like(cumulants[0])]
-        for m in range(1, top + 1):
-            moments.append(sum((math.comb(m - 1, j - 1) * cumulants[j] * moments[m - j] for j in range(1, m + 1)),
-                               torch.zeros_like(cumulants[0])))  # fmt: skip
-        return torch.stack(moments)
-
-    def _residuals(self, weights: Tensor, controls: Tensor) -> Tensor:
-        """weights (n, ...) minus the fitted combination of centred controls (n, ..., degree), cross-fitted."""
-        n, shape = len(weights), weights.shape
-        w, c = weights.reshape(n, -1), controls.reshape(n, -1, self.degree)
-        design = torch.cat([torch.ones_like(c[..., :1]), c], 2)
-        edges = np.linspace(0, n, self.folds + 1).astype(int)
-        parts = [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:])]
-        grams = torch.stack([torch.einsum("nci,ncj->cij", design[p], design[p]) for p in parts])
-        sides = torch.stack([torch.einsum("nci,nc->ci", design[p], w[p]) for p in parts])
-        residuals = torch.empty_like(w)
-        for k, p in enumerate(parts):
-            beta = torch.linalg.pinv(grams.sum(0) - grams[k], hermitian=True) @ (sides.sum(0) - sides[k])[..., None]
-            residuals[p] = w[p] - torch.einsum("nci,ci->nc", c[p], beta[:, 1:, 0])
-        return residuals.reshape(shape)
-
-
-@dataclass(frozen=True, eq=False)
-class _Surrogates:
-    """Fitted coefficients (features, columns) and the exact moments (2 degree + 1, columns) of the surrogates."""
-
-    coefficients: Tensor
-    moments: Tensor
-    degree: int
-
-    def centred_powers(self, q: Tensor) -> Tensor:
-        """(Q^m - E Q^m) / sd(Q)^m for m = 1 .. degree: (n, ...) -> (n, ..., degree); zero where Q is constant."""
-        shape = q.shape[1:]
-        moments = self.moments[: self.degree + 1].reshape(-1, *shape)
-        scale = torch.where(self.moments[2] > 0, self.moments[2], 1.0).sqrt().reshape(shape)
-        return torch.stack([(q**m - moments[m]) / scale**m for m in range(1, self.degree + 1)], -1)
+    def moved(self, integrand: Integrand, z: Tensor, noise: Noise) -> Tensor:
+        """Centred controls for derivatives in the start, at normals z (n, dim): (n, c). Raises BadInput for small n."""
+        found = fitted(integrand, noise, len(z)).moved_controls(z[:, : integrand.leading], self.degree)
+        wanted = 4 * found.shape[1]
+        check(len(z) >= wanted, f"{len(z)} samples for {found.shape[1]} control variates", f"at least {wanted}")
+        return found

@@ -13,7 +13,7 @@ from sdecontrol.evaluate import total_reward
 from sdecontrol.noise import Noise
 from sdecontrol.simulate import simulate
 from sdecontrol.time import TimeGrid
-from sdecontrol.value.estimate import LogMean, effective, pareto_k
+from sdecontrol.value.estimate import LogMean, spread, tails
 from sdecontrol.value.integrand import Task, derived
 from sdecontrol.value.methods import Method
 
@@ -44,8 +44,8 @@ class Multilevel(Method):
         cost = [steps[0]] + [fine + rough for fine, rough in zip(steps[1:], steps)]
         pilots = [self._pair(task, grids, l, _PILOT, derived(noise, f"pilot {l}")) for l in range(self.levels)]
         top = torch.stack([pair.amax((0, 1)) for pair in pilots]).amax(0)
-        spread = [float(_difference(pair, top).var(0).max()) for pair in pilots]
-        shares = [math.sqrt(v / c) for v, c in zip(spread, cost)]
+        variances = [float(_difference(pair, top).var(0).max()) for pair in pilots]
+        shares = [math.sqrt(v / c) for v, c in zip(variances, cost)]
         scale = n * cost[-1] / sum(s * c for s, c in zip(shares, cost)) if any(shares) else n
         counts = [max(_ROUNDED, math.ceil(scale * s)) for s in shares]
         pairs = [self._pair(task, grids, l, m, derived(noise, f"level {l}")) for l, m in enumerate(counts)]
@@ -56,14 +56,10 @@ class Multilevel(Method):
         h = sum((f * m for f, m in zip(factors, means)), torch.zeros_like(top))
         if not bool((h > 0).all()):
             raise NotDefined("the sum over levels is not positive, as few weights carry it; use ImportanceSampling")
-        variance = sum((f * f * d.var(0) / len(d) for f, d in zip(factors, differences)), torch.zeros_like(h))
+        error, carriers = spread(*(f * d / h for f, d in zip(factors, differences)))
         before = means[-2] / ratio if self.levels > 2 else torch.zeros_like(h)
         left = (means[-1] - before).abs() / (ratio - 1) / h
-        weights = pairs[0][:, 0]
-        k = torch.tensor([pareto_k(column) for column in weights.unbind(1)], dtype=torch.float64)
-        return LogMean(
-            top + h.log(), variance.sqrt() / h, left, effective(weights), k, sum(counts), (self.name,) * len(h)
-        )
+        return LogMean(top + h.log(), error, left, *tails(pairs[0][:, 0]), carriers, sum(counts), (self.name,) * len(h))
 
     def _order(self, task: Task) -> int:
         kernel = task.kernel or task.problem.process.default_kernel

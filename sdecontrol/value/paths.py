@@ -102,6 +102,9 @@ class PathIntegrand(Integrand):
         path = self.simulated(starts, xi.repeat(1, self.rows, 1), level, grad=z.requires_grad)
         return self.growth(path).reshape(self.rows, len(z)).mT
 
-    def pairs(self, x: Tensor, z: Tensor) -> Tensor:
-        runs = [self.simulated(x, xi, level, grad=x.requires_grad) for level, xi in enumerate(self.normals(z))]
-        return torch.stack([self.growth(path) for path in runs], 1)
+    def slopes(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.x[:1].repeat(len(z), *(1 for _ in self.x.shape[1:])).requires_grad_()
+        with torch.enable_grad():
+            f = [self.growth(self.simulated(x, xi, k, grad=True)) for k, xi in enumerate(self.normals(z))]
+            found = [torch.autograd.grad(column.sum(), x)[0] for column in f]
+        return torch.stack(f, 1).detach(), torch.stack(found, 1)

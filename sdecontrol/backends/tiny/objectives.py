@@ -57,7 +57,7 @@ class AutoencoderObjective(nn.Module):
 
 
 class Conditional(nn.Module):
-    """The prompt's encoder and the U-Net, trained together: (noisy latents, timesteps, tokens) -> predicted noise."""
+    """The prompt's encoder and the U-Net, trained together: (noisy latents, timesteps, tokens) -> velocity."""
 
     def __init__(self, text: CLIPTextModel, unet: UNet2DConditionModel):
         super().__init__()
@@ -77,9 +77,10 @@ class Trained(nn.Module):
 
 
 class DenoisingObjective(nn.Module):
-    """E |eps - eps_theta(sqrt(abar_t) z + sqrt(1 - abar_t) eps, t, prompt)|^2, the prompt empty in a tenth of cases.
+    """E |v - v_theta(x, t, prompt)|^2, the prompt empty in a tenth of cases.
 
-    Latents are drawn from the autoencoder's posterior N(mean, std^2), already scaled. Source: Ho et al. 2020, eq. (14).
+    x = sqrt(abar_t) z + sqrt(1 - abar_t) eps and v = sqrt(abar_t) eps - sqrt(1 - abar_t) z, with latents z drawn from
+    the autoencoder's posterior N(mean, std^2), already scaled. Source: Salimans and Ho 2202.00512, v-prediction.
     """
 
     mean: Tensor
@@ -102,7 +103,8 @@ class DenoisingObjective(nn.Module):
         eps, abar = batch.normal("noise", event), self.abar[t].reshape(-1, 1, 1, 1)
         dropped = (batch.uniform("prompt") < DROPPED)[:, None]
         tokens = torch.where(dropped, self.empty, self.tokens[i])
-        return functional.mse_loss(model.live(abar.sqrt() * z + (1 - abar).sqrt() * eps, t, tokens), eps)
+        alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+        return functional.mse_loss(model.live(alpha * z + sigma * eps, t, tokens), alpha * eps - sigma * z)
 
 
 def latents_of(model: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -40,10 +40,10 @@ class Plan:
 
     seed: int = 0
     autoencoder_steps: int = 400
-    denoiser_steps: int = 2200
+    denoiser_steps: int = 2400
     batch: int = 64
     autoencoder_rate: float = 3e-3
-    denoiser_rate: float = 2e-3
+    denoiser_rate: float = 1.5e-3
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -137,7 +137,7 @@ def _carry_out(
     steps, rate = getattr(plan, f"{stage}_steps"), getattr(plan, f"{stage}_rate")
     settings = {"stage": stage, **asdict(plan), "threads": torch.get_num_threads(), "torch": torch.__version__}
     parameters = [p for p in learned.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, rate, weight_decay=plan.weight_decay)
+    optimiser = torch.optim.AdamW(parameters, rate, weight_decay=plan.weight_decay, fused=True)
     batch = Minibatch(plan.batch, Noise(plan.seed))
     run = Training(
         learned, objective, lambda drawn: objective(learned, drawn), batch, steps, optimiser, cosine,

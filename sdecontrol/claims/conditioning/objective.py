@@ -8,12 +8,13 @@ from functools import lru_cache
 import numpy as np
 
 from sdecontrol.claims.base import DISCRETE, EXACT, MONTE_CARLO, Case, Claim, NotApplicable, rounding
-from sdecontrol.claims.conditioning.rows import SAFETY, along, finite, titled
-from sdecontrol.claims.routes.draws import OptimalDraws, TimeRule
+from sdecontrol.claims.conditioning.rows import SAFETY, along, bench_of, finite, titled
+from sdecontrol.claims.routes.draws import OptimalDraws, TimeRule, extrapolated
 from sdecontrol.claims.routes.labels import LinearLabel, Subject, answers_of, subject_of
 from sdecontrol.claims.routes.latent import Latent
 from sdecontrol.claims.routes.posterior import rule
 from sdecontrol.claims.routes.quadrature import LOG_2PI, OTHER_SPACING, SPACING
+from sdecontrol.claims.routes.simulations import clock
 from sdecontrol.estimate import Estimate
 from sdecontrol.moments import moments
 from sdecontrol.simulate import simulate
@@ -75,15 +76,19 @@ def _energy(subject: Subject, label: LinearLabel) -> tuple[float, float]:
 def likelihood_less_log_c(case: Case) -> None:
     """KL(P*||P_pre) = E_{p_gamma}[strength log p] - log C, and J(g*) = log C; moments by Kalman's update."""
     subject = subject_of(case)
-    label = subject.linear
-    answers = answers_of(case, label, STRENGTH)
-    law, log_c = label.tilt(subject.reference, STRENGTH)
-    mean, variance = along(law, label.w)
-    square = ((label.target - mean) ** 2 + variance) / label.noise**2
-    likelihood = -STRENGTH * (square / 2 + math.log(label.noise) + LOG_2PI / 2)
+    answers = answers_of(case, subject.linear, STRENGTH)
+    likelihood, log_c = _mean_likelihood(subject, subject.linear)
     error = rounding(likelihood, log_c, condition=subject.reference.condition, operations=10_000)
     case.identity("KL(P*||P_pre) = E[strength log p] - log C", answers.path_kl, likelihood - log_c, error)
     case.identity("J(g*) = log C", likelihood - answers.path_kl, answers.log_normalizer, error)
+
+
+def _mean_likelihood(subject: Subject, label: LinearLabel) -> tuple[float, float]:
+    """E_{p_gamma}[strength log p] and log C, by Kalman's update."""
+    law, log_c = label.tilt(subject.reference, STRENGTH)
+    mean, variance = along(law, label.w)
+    square = ((label.target - mean) ** 2 + variance) / label.noise**2
+    return -STRENGTH * (square / 2 + math.log(label.noise) + LOG_2PI / 2), log_c
 
 
 @CLAIM.check(EXACT)
@@ -119,6 +124,22 @@ def finite_chain(case: Case) -> None:
             case.identity(f"finite chain, {name}: J = log C", objective, log_c, rounding(direct, log_c))
         else:
             case.bound(f"finite chain, {name}: J <= log C", objective, log_c)
+
+
+@CLAIM.check(DISCRETE)
+def kl_of_the_chain(case: Case) -> None:
+    """Affine processes: the KL of ever finer chains under u* from nu*, extrapolated, against Kalman's update."""
+    subject, process = subject_of(case), case.problem.process
+    if not process.is_affine:
+        raise NotApplicable("the chain's KL is known for affine dynamics")
+    if case.quick:
+        raise NotApplicable("four chains are left out of a quick run")
+    likelihood, log_c = _mean_likelihood(subject, subject.linear)
+    answers, bench = answers_of(case, subject.linear, STRENGTH), bench_of(case, subject.linear, STRENGTH)
+    grids = [clock(bench.latent, n) for n in (16, 32, 64, 128)]
+    chains = [moments(process, process.default_kernel, grid, answers.initial, answers.control) for grid in grids]
+    value, error = extrapolated([chain.kl for chain in chains])
+    case.identity("KL of the chain under u* as the steps vanish", value, likelihood - log_c, SAFETY * error)
 
 
 @CLAIM.check(MONTE_CARLO)

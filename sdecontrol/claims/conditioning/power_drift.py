@@ -14,8 +14,8 @@ from sdecontrol.claims.conditioning.rows import (
     posterior_draws,
     value_row,
 )
-from sdecontrol.claims.routes.labels import answers_of, subject_of
-from sdecontrol.claims.routes.quadrature import log_sum_exp
+from sdecontrol.claims.routes.labels import Subject, answers_of, subject_of
+from sdecontrol.claims.routes.quadrature import Array, log_sum_exp
 from sdecontrol.estimate import Estimate
 from sdecontrol.exact.combined_scores import combined_gaussian
 from sdecontrol.laws import Dirac, Gaussian
@@ -99,17 +99,29 @@ def finite_chain(case: Case) -> None:
 
 @CLAIM.check(MONTE_CARLO)
 def shift_of_the_posterior_mean(case: Case) -> None:
-    """w . u = amplitude (alpha/h) (E[w.x | x_t, y^strength] - E[w.x | x_t]), by weighted draws of x_T given x_t."""
+    """w . u = amplitude q . (E[x_T | x_t, y^strength] - E[x_T | x_t]), by weighted draws of x_T given x_t."""
     subject, process = subject_of(case), case.problem.process
-    subject.latent.known_data  # noqa: B018  raises NotApplicable
     label, t = subject.linear, 0.3 * process.horizon
     z, ends = posterior_draws(case, label, t)
-    a, h = subject.latent.level(t)
-    mean = (np.exp(subject.clean(t).log_omega(z)) * (subject.clean(t).means(z) @ label.w)).sum(0)[0]
+    clean = subject.clean(t)
+    mean = (np.exp(clean.log_omega(z))[..., None] * clean.means(z)).sum(0)[0]
     log_w = label.log_likelihood(ends, STRONG)
     weights = np.exp(log_w - log_sum_exp(log_w)) * len(log_w)
-    shifts = process.amplitude(t) * a / h * (ends @ label.w - mean)
+    shifts = process.amplitude(t) * (ends - mean) @ _pull(subject, t)
     centre = float((weights * shifts).mean())
     estimate = Estimate.mean(weights * (shifts - centre) + centre)  # of a ratio, by the delta method
     u = answers_of(case, label, STRONG).control(t, subject.latent.lift(t, z)).numpy() @ subject.latent.frame.basis
     case.sample(f"w.u at strength {STRONG:g}", estimate, float(u[0] @ label.w), scale=float(shifts.std()))
+
+
+def _pull(subject: Subject, t: float) -> Array:
+    """q (d,) with w . grad log p(x_T | x_t) = q . (x_T - E[x_T | x_t]) + what the label does not see.
+
+    (alpha/h) w for a reverse diffusion of any data; P^-1 G w for a Gaussian x_T given x_t, of gain G and covariance P.
+    """
+    w = subject.linear.w
+    if subject.latent.data is not None:
+        a, h = subject.latent.level(t)
+        return a / h * w
+    clean = subject.clean(t)
+    return np.asarray(np.linalg.solve(clean.covariances[0], clean.gains[0] @ w))

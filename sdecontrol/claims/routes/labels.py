@@ -205,7 +205,7 @@ class Subject:
         """The law of Y_T given Y_t."""
         if t not in self._clean:
             known = self.latent.data is not None
-            self._clean[t] = self.latent.clean(t) if known else self._transition(t, self.latent.process.horizon)
+            self._clean[t] = self.latent.clean(t) if known else self.step(t, self.latent.process.horizon)
         return self._clean[t]
 
     def marginal(self, t: float) -> GaussianSum:
@@ -213,10 +213,10 @@ class Subject:
         latent, start = self.latent, self.latent.process.initial_law(0.0)
         if isinstance(start, Dirac):
             point = latent.encode(0.0, start.mean[None].numpy())
-            return self._from_start(t).given(point, np.zeros(1))
+            return self.step(0.0, t).given(point, np.zeros(1))
         if latent.data is not None:
             return latent.reference(t)
-        return self._from_start(t).pushed(*latent.gaussian_start, SPACING)
+        return self.step(0.0, t).pushed(*latent.gaussian_start, SPACING)
 
     def moments(self, t: float) -> tuple[Array, Array]:
         """Mean and covariance of Q_t, from t = 0 on."""
@@ -226,20 +226,20 @@ class Subject:
         start = self.latent.process.initial_law(0.0)
         return self.latent.moments(0.0, start)
 
-    def _from_start(self, t: float) -> Clean:
-        """Y_t given Y_0."""
-        process = self.latent.process
-        if self.latent.data is None:
-            return self._transition(0.0, t)
-        assert isinstance(process, ReverseProcess)
-        s, end = process.noise_level(t), process.horizon
-        ratio, q = process.schedule.ratio(end, s), process.schedule.transition_variance(end, s)
-        return Clean.of(self.latent.known_data if s == 0 else self.latent.noised(self.latent.known_data, t), ratio, q)
+    def step(self, t: float, t_next: float) -> Clean:
+        """Y_{t_next} given Y_t."""
+        if (t, t_next) not in self._steps:
+            self._steps[t, t_next] = self._step(t, t_next)
+        return self._steps[t, t_next]
 
-    def _transition(self, start: float, end: float) -> Clean:
-        if (start, end) not in self._steps:
-            self._steps[start, end] = transition(self.latent, start, end)
-        return self._steps[start, end]
+    def _step(self, t: float, t_next: float) -> Clean:
+        process, data = self.latent.process, self.latent.data
+        if data is None:
+            return transition(self.latent, t, t_next)
+        assert isinstance(process, ReverseProcess)
+        s, s_next = process.noise_level(t), process.noise_level(t_next)
+        ratio, q = process.schedule.ratio(s, s_next), process.schedule.transition_variance(s, s_next)
+        return Clean.of(data if s_next == 0 else self.latent.noised(data, t_next), ratio, q)
 
     @cached_property
     def reference(self) -> GaussianSum:
