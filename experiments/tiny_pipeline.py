@@ -164,8 +164,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer images, two temperatures")
     parser.add_argument("--out", type=Path, default=Path("build/tiny-laws"), help="folder of the comparisons")
     asked = parser.parse_args()
+    torch.set_num_threads(1)  # the networks are small
     pipeline = load_pipeline(asked.pipeline)
-    n, drawn, size = (32, 100, (400, 8, 12)) if asked.quick else (128, 1000, (2000, 16, 40))
+    n, drawn, size = (16, 100, (240, 8, 8)) if asked.quick else (128, 1000, (2000, 16, 40))
     setting = {"n": n, "prompt": PROMPT, "steps": STEPS}
     parts: dict[str, Any] = {"setting": lambda: setting, "quality": partial(measured_quality, pipeline, drawn)}
     chosen = {reward: t[1:3] if asked.quick else t for reward, t in REWARDS.items()}
