@@ -58,7 +58,7 @@ def measured_quality(pipeline: Any, n: int) -> dict[str, Any]:
     found: dict[str, Any] = {"real digits": {"accuracy": Reader(held_out).accuracy(train).to_dict()}}
     for name, (scale, steps, eta) in SETTINGS.items():
         images = draw(pipeline, n, scale=scale, steps=steps, eta=eta)
-        pixels = ink(images.images[:PICTURED]).numpy().round(2).tolist()
+        pixels = ink(images.images[:PICTURED]).double().numpy().round(2).tolist()
         found[name] = {"scale": scale, "steps": steps, "eta": eta, **quality(images).to_dict(), "pixels": pixels}
     return found
 
@@ -67,12 +67,15 @@ def laws(pipeline: Any, reward: str, temperatures: Sequence[float], n: int, out:
     """One entry a temperature: the comparison as numbers, with a few images of each law."""
     asked = trials(pipeline, [PROMPT], reward, LAWS, temperatures, n, cfg=1.0, steps=STEPS)
     Comparing(asked, out / reward.replace(":", "-")).carry_out()
-    return [{**trial.to_dict(), "images": _images(trial)} for trial in asked]
+    middle = asked[len(asked) // 2]
+    return [{**trial.to_dict(), "images": _images(trial) if trial is middle else {}} for trial in asked]
 
 
 def _images(trial: Any) -> dict[str, Any]:
+    """A few images of each law as 8 x 8 pixels of ink."""
     show = trial.question.show
-    return {row.name: show(picked(row.run, SHOWN)).mean(-1).round(2).tolist() for row in trial.rows}
+    drawn = {row.name: torch.as_tensor(show(picked(row.run, SHOWN))).permute(0, 3, 1, 2) for row in trial.rows}
+    return {name: ink(2 * images - 1).double().numpy().round(2).tolist() for name, images in drawn.items()}
 
 
 @lru_cache(maxsize=1)

@@ -87,7 +87,7 @@ def _gradient_row(
     low, size = process.dim <= LOW, float(np.linalg.norm(truth))
     chain = low and jumps and not bench.affine
     rule = Bismut(lambda s: process.amplitude(s) ** 2) if low and (bench.affine or jumps) else LikelihoodRatio()
-    n = min(bench.paths, PATHS) if chain else bench.draws // (4 if low else 2)
+    n = min(bench.paths, PATHS) if chain else bench.draws // 4 if low else 2 * bench.draws
     with warnings.catch_warnings():
         warnings.simplefilter("error", UnreliableWeights)
         try:
