@@ -149,8 +149,8 @@ def test_bad_input_is_named_before_any_work(case: str, folder: Path) -> None:
 
 
 def test_interrupt_keeps_what_is_done(tmp_path: Path) -> None:
-    options = ["--problem", "gaussian-4d-vp", "--no-mutants", "--out", str(tmp_path)]
-    command = [sys.executable, "-m", "sdecontrol.cli", "verify", *options]
+    options = ["--problem", "gaussian-4d-vp", "--problem", "gaussian-4d-ve", "--problem", "mixture-2d-vp"]
+    command = [sys.executable, "-m", "sdecontrol.cli", "verify", *options, "--no-mutants", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()  # the first claim is done
