@@ -12,8 +12,8 @@ A green tick is worth what it would catch. Each line below is a bug that was pla
 before `sdecontrol verify --quick` was run on that copy. A bug counts as caught when rows are violated, or when a check
 stops with an error; the row named is the first that turned red. The claim and problem that are likely to see a bug are
 tried first, and everything where they stay green, so "caught by" is enough to see it, not all that would. What no claim
-uses (estimates of the value, laws of guidance, particle samplers, the backend) is compared by its tests alone; there the bug is
-planted under the test that is named.
+uses (estimates of the value, laws of guidance, particle samplers, the backend) is compared by its tests alone; there
+the bug is planted under the test that is named.
 
 `python -m tests.mutants` makes this page again. Numbers: `benchmarks/results/planted_bugs.json`.
 
