@@ -287,3 +287,14 @@ def test_digits_at_another_temperature_have_no_exact_rows_and_say_why(tmp_path: 
     assert all("strength = temperature" in reason for reason in found["not defined"].values())
     assert found["front"] and all(point["route"] == WEIGHED for point in found["front"])
     assert all(law["distance"] is None for law in found["laws"].values())
+
+
+@pytest.mark.parametrize("name", ["mixture-2d-vp", "mixture-2d-ve", "subspace-16-in-64-ve", "quadratic-ou-2d"])
+def test_built_in_problems_by_the_command(name: str, tmp_path: Path) -> None:
+    """A distance where the moments of the tilt are known (not under a reward that saturates), and rows either way."""
+    command = ["compare", "--problem", name, "--controls", "none,doob,best-of-n:2", "--n", "128", "--steps", "10"]
+    code, out, err = run(*command, "--out", str(tmp_path))
+    found = json.loads((tmp_path / "comparison.json").read_text())["problems"][name]
+    assert code == 0 and set(found["laws"]) == {"none", "doob", "best-of-n:2"}
+    known = name != "mixture-2d-vp"
+    assert all((law["distance"] is not None) == known for law in found["laws"].values())

@@ -147,11 +147,11 @@ class Trial:
 
     def _target(self) -> Law | None:
         """The exact tilt, in continuous time, where its moments are known."""
-        law = None
         with suppress(NoClosedForm, NotDefined):
-            law = self.question.exact.exact.terminal
-            law.covariance  # noqa: B018  asks whether it is known
-        return law if law is not None and law.dim <= LARGEST else None
+            law: Law = self.question.exact.exact.terminal
+            law.mean, law.covariance  # noqa: B018  asks whether they are known
+            return law if law.dim <= LARGEST else None
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         return {
