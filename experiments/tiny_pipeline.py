@@ -31,10 +31,11 @@ from sdecontrol.backends.tiny.quality import Reader, draw, quality
 from sdecontrol.errors import NotDefined
 from sdecontrol.estimate import Estimate
 from sdecontrol.evaluate import ControlRun, collect
+from sdecontrol.girsanov import effective_sample_size
 from sdecontrol.path import Path as SimulatedPath
 from sdecontrol.report.comparing import Comparing
 from sdecontrol.report.comparison_figures import picked
-from sdecontrol.report.front import FEWEST, effective, front, weighed
+from sdecontrol.report.front import FEWEST, front, weighed
 from sdecontrol.simulate import simulate
 from sdecontrol.steering import Particles
 
@@ -110,14 +111,14 @@ def fronts(pipeline: Any, n: int, temperatures: dict[str, Sequence[float]]) -> d
 
 def _tilt(problem: Any, free: ControlRun) -> dict[str, Any]:
     log_w, rewards, route = free.reward / problem.temperature, free.reward, "plain paths"
-    if effective(log_w) < FEWEST:
+    if effective_sample_size(log_w) < FEWEST:
         try:
             guided: Any = collect(problem, guidance.plug_in(problem), n=len(log_w) // 16)
             log_w, rewards, route = guided.log_weight, guided.reward, "guided paths"
         except NotDefined:
             pass
     point = weighed(log_w, rewards, problem.temperature)
-    return {**point.to_dict(), "route": route, "ess": effective(log_w)}
+    return {**point.to_dict(), "route": route, "ess": effective_sample_size(log_w)}
 
 
 def routes(pipeline: Any, reward: str, temperature: float, n: int, particles: int, populations: int) -> dict[str, Any]:

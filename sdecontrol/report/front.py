@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sdecontrol.errors import NoClosedForm, NotDefined, NoTilt, ValueBlowUp
 from sdecontrol.evaluate import total_reward
+from sdecontrol.girsanov import effective_sample_size
 from sdecontrol.kernels import Kernel
 from sdecontrol.noise import Noise
 from sdecontrol.problems.base import Problem
@@ -105,12 +106,7 @@ def _reference_rewards(
 
 def _weighed(rewards: Tensor, temperature: float) -> Point | None:
     log_w = rewards / temperature
-    return weighed(log_w, rewards, temperature) if effective(log_w) >= FEWEST else None
-
-
-def effective(log_w: Tensor) -> float:
-    """(sum w)^2 / sum w^2."""
-    return float((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp())
+    return weighed(log_w, rewards, temperature) if effective_sample_size(log_w) >= FEWEST else None
 
 
 def weighed(log_w: Tensor, rewards: Tensor, temperature: float) -> Point:
