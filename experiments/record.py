@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sdecontrol.report.atomic import writable_folder, write
 from sdecontrol.report.files import to_json
+from sdecontrol.report.progress import iterations_bar
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -25,12 +30,44 @@ def results(name: str) -> dict[str, Any]:
     return found
 
 
-def resumed(name: str, parts: dict[str, Callable[[], Any]]) -> dict[str, Any]:
-    """results/NAME.json part by part, each written when it is done; those already there are kept."""
+def resumed(name: str, parts: dict[str, Callable[[], Any]], workers: int = 1) -> dict[str, Any]:
+    """results/NAME.json part by part, each written when it is done; those already there are kept.
+
+    workers: processes, of one thread each, that share the parts; these must then be functions that pickle. A part that
+    fails does not stop the others: an ExceptionGroup names the failures at the end.
+    """
     found = results(name) if (RESULTS / f"{name}.json").exists() else {}
-    for part, measure in parts.items():
-        if part not in found:
-            found[part] = measure()
-            record(name, found)
-            print(f"  {part}", flush=True)
+    left = {part: measure for part, measure in parts.items() if part not in found}
+    for part, value in _shared(left, workers) if workers > 1 else _in_turn(left):
+        found[part] = value
+        record(name, found)
+        print(f"  {part}", flush=True)
     return found
+
+
+def _in_turn(parts: dict[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
+    for part, measure in parts.items():
+        yield part, measure()
+
+
+def _shared(parts: dict[str, Callable[[], Any]], workers: int) -> Iterator[tuple[str, Any]]:
+    failures: list[BaseException] = []
+    spawn = get_context("spawn")
+    with (
+        iterations_bar() as bar,
+        ProcessPoolExecutor(workers, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        task = bar.add_task("parts", total=len(parts), note="")
+        running = {pool.submit(measure): part for part, measure in parts.items()}
+        try:
+            for done in as_completed(running):
+                if (error := done.exception()) is not None:
+                    error.add_note(f"in the part {running[done]!r}")
+                    failures.append(error)
+                else:
+                    yield running[done], done.result()
+                bar.update(task, advance=1)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if failures:
+        raise BaseExceptionGroup("parts that failed", failures)

@@ -3,6 +3,8 @@
     sdecontrol train-tiny --out build/tiny
     python -m experiments.tiny_pipeline build/tiny            # about 20 minutes on two cores; --quick: 4
 
+The parts are shared by processes of one thread each, as the networks are small.
+
 `quality`: 1 000 images by the stock pipeline, read by a classifier that saw other digits, their variance within a class
 and their distance to the training images. `laws`: three rewards at four temperatures under every law, on a chain of 20
 steps whose reference is the conditional model. `routes`: log Z by the mean weight of plain paths, by that of guided
@@ -12,6 +14,7 @@ paths and by particles; the law of the reward under twisted particles against we
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -53,21 +56,30 @@ ROUTES = ("brightness", "digit:8")
 SHOWN, PICTURED, LEVELS = 8, 60, (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
-def measured_quality(pipeline: Any, n: int) -> dict[str, Any]:
+@lru_cache(maxsize=1)
+def pipeline_of(folder: Path) -> Any:
+    """The pipeline in `folder`, loaded once a process."""
+    return load_pipeline(folder)
+
+
+def measured_quality(folder: Path, n: int) -> dict[str, Any]:
     """What is drawn at each setting, its first images as 8 x 8 pixels, and what the classifier makes of real digits."""
     train, held_out = split()
     found: dict[str, Any] = {"real digits": {"accuracy": Reader(held_out).accuracy(train).to_dict()}}
     for name, (scale, steps, eta) in SETTINGS.items():
-        images = draw(pipeline, n, scale=scale, steps=steps, eta=eta)
+        images = draw(pipeline_of(folder), n, scale=scale, steps=steps, eta=eta)
         pixels = ink(images.images[:PICTURED]).double().numpy().round(2).tolist()
         found[name] = {"scale": scale, "steps": steps, "eta": eta, **quality(images).to_dict(), "pixels": pixels}
     return found
 
 
-def laws(pipeline: Any, reward: str, temperatures: Sequence[float], n: int, out: Path) -> list[dict[str, Any]]:
+def laws(folder: Path, reward: str, temperatures: Sequence[float], n: int, out: Path) -> list[dict[str, Any]]:
     """One entry a temperature: the comparison as numbers, with a few images of each law."""
-    asked = trials(pipeline, [PROMPT], reward, LAWS, temperatures, n, cfg=1.0, steps=STEPS)
-    Comparing(asked, out / reward.replace(":", "-")).carry_out()
+    asked = trials(pipeline_of(folder), [PROMPT], reward, LAWS, temperatures, n, cfg=1.0, steps=STEPS)
+    comparing = Comparing(asked, out / reward.replace(":", "-"))
+    comparing.carry_out()
+    if comparing.stopped:
+        raise KeyboardInterrupt
     middle = asked[len(asked) // 2]
     return [{**trial.to_dict(), "images": _images(trial) if trial is middle else {}} for trial in asked]
 
@@ -79,29 +91,34 @@ def _images(trial: Any) -> dict[str, Any]:
     return {name: ink(2 * images - 1).double().numpy().round(2).tolist() for name, images in drawn.items()}
 
 
+def chain_of(folder: Path) -> StableDiffusionProcess:
+    """The conditional model, the reference of all laws."""
+    return StableDiffusionProcess(pipeline_of(folder), PROMPT, cfg=1.0, steps=STEPS)
+
+
 @lru_cache(maxsize=1)
-def plain_path(pipeline: Any, n: int) -> SimulatedPath:
+def plain_path(folder: Path, n: int) -> SimulatedPath:
     """n paths of the chain without control: what all rewards and temperatures are weighed from."""
-    process = StableDiffusionProcess(pipeline, PROMPT, cfg=1.0, steps=STEPS)
+    process = chain_of(folder)
     return simulate(process, n=n, keep="ends", noise=process.default_noise)
 
 
-def plain_run(pipeline: Any, problem: Any, n: int) -> ControlRun:
-    path = plain_path(pipeline, n)
+def plain_run(folder: Path, problem: Any, n: int) -> ControlRun:
+    path = plain_path(folder, n)
     with torch.no_grad():
         return ControlRun(path, problem.reward(path.terminal).double(), problem.temperature)
 
 
-def fronts(pipeline: Any, n: int, temperatures: dict[str, Sequence[float]]) -> dict[str, Any]:
+def fronts(folder: Path, n: int, temperatures: dict[str, Sequence[float]]) -> dict[str, Any]:
     """For each reward: the exact front by weighed plain paths, and at each temperature the reward and KL of the tilt.
 
     Where under 400 of the plain paths count, the tilt is weighed from paths of the plug-in law, if it is defined.
     """
-    process = StableDiffusionProcess(pipeline, PROMPT, cfg=1.0, steps=STEPS)
+    process = chain_of(folder)
     found: dict[str, Any] = {}
     for reward, chosen in temperatures.items():
         problems = [question(process, named(reward, PROMPT), t, reward).problem for t in chosen]
-        free = plain_run(pipeline, problems[0], n)
+        free = plain_run(folder, problems[0], n)
         chain = process.default_grid, process.default_kernel
         points = front(problems[0], *chain, seed=0, reference=free.reward)
         tilts = [_tilt(problem, free) for problem in problems]
@@ -121,11 +138,11 @@ def _tilt(problem: Any, free: ControlRun) -> dict[str, Any]:
     return {**point.to_dict(), "route": route, "ess": effective_sample_size(log_w)}
 
 
-def routes(pipeline: Any, reward: str, temperature: float, n: int, particles: int, populations: int) -> dict[str, Any]:
+def routes(folder: Path, reward: str, temperature: float, n: int, particles: int, populations: int) -> dict[str, Any]:
     """log Z three times, and P(r <= level) under the tilt by twisted particles and by weighed plain paths."""
-    process = StableDiffusionProcess(pipeline, PROMPT, cfg=1.0, steps=STEPS)
+    process = chain_of(folder)
     problem = question(process, named(reward, PROMPT), temperature, reward).problem
-    free = plain_run(pipeline, problem, n)
+    free = plain_run(folder, problem, n)
     guided: Any = collect(problem, guidance.plug_in(problem), n=n // 2)
     swarm: Any = collect(problem, steering.twisted(problem, particles), n=particles * populations)
     log_z = {
@@ -167,19 +184,21 @@ def main() -> None:
     parser.add_argument("pipeline", type=Path, help="a folder made by sdecontrol train-tiny")
     parser.add_argument("--quick", action="store_true", help="fewer images, two temperatures")
     parser.add_argument("--out", type=Path, default=Path("build/tiny-laws"), help="folder of the comparisons")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, all cores when left out")
     asked = parser.parse_args()
-    torch.set_num_threads(1)  # the networks are small
-    pipeline = load_pipeline(asked.pipeline)
+    folder = asked.pipeline
+    load_pipeline(folder)  # a wrong folder is told before any work
+    torch.set_num_threads(1)
     n, drawn, size = (16, 100, (240, 8, 8)) if asked.quick else (128, 1000, (2000, 16, 40))
-    setting = {"n": n, "prompt": PROMPT, "steps": STEPS}
-    parts: dict[str, Any] = {"setting": lambda: setting, "quality": partial(measured_quality, pipeline, drawn)}
     chosen = {reward: t[1:3] if asked.quick else t for reward, t in REWARDS.items()}
+    parts: dict[str, Any] = {"setting": partial(dict, n=n, prompt=PROMPT, steps=STEPS)}
     for reward, temperatures in chosen.items():
-        parts[f"laws {reward}"] = partial(laws, pipeline, reward, temperatures, n, asked.out)
-    parts["fronts"] = partial(fronts, pipeline, size[0], chosen)
+        parts[f"laws {reward}"] = partial(laws, folder, reward, temperatures, n, asked.out)
     for reward in ROUTES:
-        parts[f"routes {reward}"] = partial(routes, pipeline, reward, REWARDS[reward][1], *size)
-    resumed("tiny_pipeline_quick" if asked.quick else "tiny_pipeline", parts)
+        parts[f"routes {reward}"] = partial(routes, folder, reward, REWARDS[reward][1], *size)
+    parts["fronts"] = partial(fronts, folder, size[0], chosen)
+    parts["quality"] = partial(measured_quality, folder, drawn)
+    resumed("tiny_pipeline_quick" if asked.quick else "tiny_pipeline", parts, asked.workers)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,9 @@ reweighted from Q. Source: Girsanov's theorem and Tang 2403.06279, (3.12).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sdecontrol.errors import NoClosedForm, NotDefined, check
@@ -78,5 +76,10 @@ def renyi(path: Path, order: float) -> Estimate:
 
 
 def effective_sample_size(log_weights: Tensor) -> float:
-    """(sum w)^2 / sum w^2, in the log domain."""
-    return math.exp(2 * float(torch.logsumexp(log_weights, 0)) - float(torch.logsumexp(2 * log_weights, 0)))
+    """(sum w)^2 / sum w^2 of one set of weights (n,)."""
+    return float(effective(log_weights, 0))
+
+
+def effective(log_weights: Tensor, dim: int) -> Tensor:
+    """(sum w)^2 / sum w^2 along `dim`, in the log domain; other axes hold sets of weights of their own."""
+    return (2 * log_weights.logsumexp(dim) - (2 * log_weights).logsumexp(dim)).exp()

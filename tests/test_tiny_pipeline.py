@@ -176,17 +176,17 @@ def test_denoising_objective_noises_as_the_scheduler_does() -> None:
     """A model told the answer by the scheduler's add_noise and get_velocity has no loss; the drop rate is a tenth."""
     scheduler, event = components.scheduler(), (4, 8, 8)
     mean, std = torch.randn(3, *event), torch.rand(3, *event)
-    tokens, empty = torch.arange(1, 4)[:, None].expand(3, 16), torch.zeros(16, dtype=torch.long)
-    objective = DenoisingObjective(mean, std, tokens, empty, scheduler)
+    labels, prompts = torch.tensor([2, 0, 1]), torch.arange(4 * 16).reshape(4, 16)
+    objective = DenoisingObjective(mean, std, labels, prompts, scheduler)
     batch, seen = Minibatch(4000, sc.Noise(1)), []
 
     class Oracle(torch.nn.Module):
-        def forward(self, x: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        def forward(self, x: Tensor, timesteps: Tensor, tokens: Tensor, which: Tensor) -> Tensor:
             i, eps = batch.integers("image", 3), batch.normal("noise", event)
             z = mean[i] + std[i] * batch.normal("latent", event)
             assert torch.allclose(x, scheduler.add_noise(z, eps, timesteps), atol=1e-5)
-            assert bool(((tokens[:, 0] == 0) | (tokens[:, 0] == i + 1)).all())
-            seen.append((timesteps, tokens))
+            assert torch.equal(tokens, prompts) and bool(((which == 0) | (which == labels[i] + 1)).all())
+            seen.append((timesteps, which))
             return scheduler.get_velocity(z, eps, timesteps) + 0.5
 
     model = Trained.__new__(Trained)
@@ -194,8 +194,25 @@ def test_denoising_objective_noises_as_the_scheduler_does() -> None:
     model.live, model.average = Oracle(), type("Still", (), {"update_parameters": lambda self, live: None})()
     assert float(objective(model, batch)) == pytest.approx(0.25, rel=1e-5)
     timesteps, drawn = seen[0]
-    assert abs(float((drawn[:, 0] == 0).double().mean()) - 0.1) < 4.5 * (0.09 / 4000) ** 0.5
+    assert abs(float((drawn == 0).double().mean()) - 0.1) < 4.5 * (0.09 / 4000) ** 0.5
     assert abs(float(timesteps.double().mean()) - 499.5) < 4.5 * 288.7 / 4000**0.5
+
+
+def test_prompts_encoded_once_condition_their_own_rows() -> None:
+    """Rows that share prompts get what each gets alone, from the U-Net on its own prompt's encoding."""
+    tokens = tokenize(components.tokenizer(), ["", *PROMPTS])
+    model = Conditional(components.text_encoder(514, 0), components.denoiser(1)).eval()
+    generator = torch.Generator().manual_seed(0)
+    x, timesteps = torch.randn(5, 4, 8, 8, generator=generator), torch.tensor([1, 400, 999, 20, 600])
+    which = torch.tensor([0, 7, 7, 10, 1])
+    with torch.no_grad():
+        together = model(x, timesteps, tokens, which)
+        for i, k in enumerate(which.tolist()):
+            encoding = model.text(tokens[k : k + 1]).last_hidden_state
+            alone = model.unet(x[i : i + 1], timesteps[i : i + 1], encoding).sample
+            assert torch.allclose(together[i], alone[0], atol=1e-5)
+        other = model(x, timesteps, tokens, which.roll(1))
+    assert float((other - together).abs().amax((1, 2, 3))[[0, 1, 3, 4]].min()) > 1e-3
 
 
 def test_average_forgets_at_its_rate() -> None:

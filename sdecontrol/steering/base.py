@@ -14,9 +14,10 @@ from torch import Tensor
 
 from sdecontrol.errors import check
 from sdecontrol.estimate import Estimate
+from sdecontrol.girsanov import effective, effective_sample_size
 from sdecontrol.kernels import Kernel
 from sdecontrol.noise import Noise
-from sdecontrol.steering.resampling import comb, effective
+from sdecontrol.steering.resampling import comb
 from sdecontrol.steering.scores import SamplerEvaluation, evaluate_particles
 from sdecontrol.time import TimeGrid
 
@@ -53,7 +54,7 @@ class Particles:
     @property
     def ess(self) -> Tensor:
         """Effective size of the last weights in each population: (populations,). It does not see shared ancestors."""
-        return effective(self.log_weights.reshape(self.populations, -1))
+        return effective(self.log_weights.reshape(self.populations, -1), 1)
 
     def means(self, values: Tensor) -> Tensor:
         """Weighted mean in each population: (n, ...) -> (populations, ...)."""
@@ -90,7 +91,7 @@ def log_mean(log_samples: Tensor, route: str) -> Estimate:
     The route says how many samples count, (sum Z)^2 / sum Z^2: where few do, the error bar is too short.
     """
     if len(log_samples) > 1:
-        count = float(effective(log_samples[None]))
+        count = effective_sample_size(log_samples)
         route = f"{route}, biased low by half its variance; {count:.3g} of {len(log_samples)} populations count"
         return Estimate.log_mean_exp(log_samples, route)
     return Estimate(float(log_samples[0]), math.nan, 1, f"{route}; one population has no standard error")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdecontrol.girsanov import effective
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -34,11 +36,6 @@ class Rule(ABC):
         return None
 
 
-def effective(log_weights: Tensor) -> Tensor:
-    """(sum w)^2 / sum w^2 of each population: (populations, particles) -> (populations,)."""
-    return (2 * log_weights.logsumexp(1) - (2 * log_weights).logsumexp(1)).exp()
-
-
 def comb(weights: Tensor, u: Tensor, teeth: int) -> Tensor:
     """Systematic resampling: the particles that (i + u) / teeth, i < teeth, meet in the summed weights of a population.
 
@@ -60,7 +57,7 @@ class Systematic(Rule):
 
     def choose(self, log_weights: Tensor, u: Tensor) -> Choice | None:
         particles = log_weights.shape[1]
-        poor = (effective(log_weights) < self.threshold * particles)[:, None]
+        poor = (effective(log_weights, 1) < self.threshold * particles)[:, None]
         if not bool(poor.any()):
             return None
         level = log_weights.logsumexp(1, keepdim=True) - math.log(particles)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sdecontrol.estimate import Estimate
+from sdecontrol.girsanov import effective
 
 _ROUNDING = 1e-14  # of a log mean, relative
 RELIABLE = 0.7  # largest Pareto k at which a mean of weights and its error can be trusted
@@ -151,7 +152,7 @@ def of_nets(log_w: Tensor, order: int, method: str) -> LogMean:
 def tails(log_w: Tensor) -> tuple[Tensor, Tensor]:
     """Effective samples and Pareto k of the columns of (n, rows)."""
     k = [pareto_k(column) for column in log_w.unbind(1)]
-    return effective(log_w), torch.tensor(k, dtype=torch.float64)
+    return effective(log_w, 0), torch.tensor(k, dtype=torch.float64)
 
 
 def spread(*contributions: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,11 +185,6 @@ def extrapolated(levels: Tensor, influence: Tensor, order: int) -> tuple[Tensor,
     fine, coarse = ((q * levels[i] - levels[i + 1]) / (q - 1) for i in (0, 1))
     left = (fine - coarse).abs() / (2 * q - 1)
     return fine, left, (q * influence[:, 0] - influence[:, 1]) / (q - 1)
-
-
-def effective(log_w: Tensor) -> Tensor:
-    """(sum w)^2 / sum w^2 of the columns of (n, rows)."""
-    return torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0))
 
 
 def pareto_k(log_w: Tensor) -> float:

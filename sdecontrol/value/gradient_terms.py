@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sdecontrol.girsanov import effective_sample_size
 from sdecontrol.noise import Noise
-from sdecontrol.value.estimate import FEWEST_CARRIERS, effective, pareto_k
+from sdecontrol.value.estimate import FEWEST_CARRIERS, pareto_k
 from sdecontrol.value.integrand import Task
 from sdecontrol.value.surrogates import cross_fitted
 
@@ -72,7 +73,7 @@ class GradientMethod(ABC):
         """grad log h, or its products with the columns of directions (d, k), with what its error is made of."""
         terms = self.terms(task, n, noise)
         terms = terms if directions is None else terms.along(directions)
-        ess = float(effective(terms.growth[:, :1]))
+        ess = float(effective_sample_size(terms.growth[:, 0]))
         wanted = _FEWEST_PLAIN if terms.controls is None else 2 * FEWEST_CARRIERS  # a ratio of two regressions
         return Gradient(*terms.tilted(), terms.order, pareto_k(terms.growth[:, 0]), ess, wanted)
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from sdecontrol.controls import require_control
 from sdecontrol.errors import NotDefined, check
 from sdecontrol.evaluate import total_reward
+from sdecontrol.girsanov import effective_sample_size
 from sdecontrol.noise import Noise
 from sdecontrol.simulate import simulate
-from sdecontrol.value.estimate import LogMean, effective, of_weights
+from sdecontrol.value.estimate import LogMean, of_weights
 from sdecontrol.value.integrand import Integrand, Task, normals
 from sdecontrol.value.methods import Method
 
@@ -182,12 +183,12 @@ class Adapted(Proposal):
 
 def _power(log_w: Tensor, wanted: float) -> float:
     """The largest gamma <= 1 at which the weights w^gamma have `wanted` effective samples, by bisection."""
-    if float(effective(log_w[:, None])) >= wanted:
+    if float(effective_sample_size(log_w)) >= wanted:
         return 1.0
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if float(effective(middle * log_w[:, None])) >= wanted else (low, middle)
+        low, high = (middle, high) if float(effective_sample_size(middle * log_w)) >= wanted else (low, middle)
     return low
 
 

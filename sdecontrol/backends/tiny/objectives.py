@@ -57,14 +57,17 @@ class AutoencoderObjective(nn.Module):
 
 
 class Conditional(nn.Module):
-    """The prompt's encoder and the U-Net, trained together: (noisy latents, timesteps, tokens) -> velocity."""
+    """The prompts' encoder and the U-Net, trained together: row i of the noisy latents has prompt `which[i]`.
+
+    Each prompt is encoded once, however many rows have it.
+    """
 
     def __init__(self, text: CLIPTextModel, unet: UNet2DConditionModel):
         super().__init__()
         self.text, self.unet = text, unet
 
-    def forward(self, x: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
-        return self.unet(x, timesteps, self.text(tokens).last_hidden_state).sample
+    def forward(self, x: Tensor, timesteps: Tensor, prompts: Tensor, which: Tensor) -> Tensor:
+        return self.unet(x, timesteps, self.text(prompts).last_hidden_state[which]).sample
 
 
 class Trained(nn.Module):
@@ -81,17 +84,18 @@ class DenoisingObjective(nn.Module):
 
     x = sqrt(abar_t) z + sqrt(1 - abar_t) eps and v = sqrt(abar_t) eps - sqrt(1 - abar_t) z, with latents z drawn from
     the autoencoder's posterior N(mean, std^2), already scaled. Source: Salimans and Ho 2202.00512, v-prediction.
+    prompts: (1 + classes, LENGTH) tokens, the empty prompt first; image i has prompt 1 + labels[i].
     """
 
     mean: Tensor
     std: Tensor
-    tokens: Tensor
-    empty: Tensor
+    labels: Tensor
+    prompts: Tensor
     abar: Tensor
 
-    def __init__(self, mean: Tensor, std: Tensor, tokens: Tensor, empty: Tensor, scheduler: DDIMScheduler):
+    def __init__(self, mean: Tensor, std: Tensor, labels: Tensor, prompts: Tensor, scheduler: DDIMScheduler):
         super().__init__()
-        held = {"mean": mean, "std": std, "tokens": tokens, "empty": empty, "abar": scheduler.alphas_cumprod}
+        held = {"mean": mean, "std": std, "labels": labels, "prompts": prompts, "abar": scheduler.alphas_cumprod}
         for name, tensor in held.items():
             self.register_buffer(name, tensor, persistent=False)
 
@@ -101,10 +105,10 @@ class DenoisingObjective(nn.Module):
         i, t = batch.integers("image", len(self.mean)), batch.integers("timestep", len(self.abar))
         z = self.mean[i] + self.std[i] * batch.normal("latent", event)
         eps, abar = batch.normal("noise", event), self.abar[t].reshape(-1, 1, 1, 1)
-        dropped = (batch.uniform("prompt") < DROPPED)[:, None]
-        tokens = torch.where(dropped, self.empty, self.tokens[i])
+        which = torch.where(batch.uniform("prompt") < DROPPED, 0, 1 + self.labels[i])
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
-        return functional.mse_loss(model.live(alpha * z + sigma * eps, t, tokens), alpha * eps - sigma * z)
+        velocity = model.live(alpha * z + sigma * eps, t, self.prompts, which)
+        return functional.mse_loss(velocity, alpha * eps - sigma * z)
 
 
 def latents_of(model: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -91,9 +91,9 @@ def train(
         return Outcome(None, seconds)
 
     tokenizer, scheduler = components.tokenizer(), components.scheduler()
-    tokens = tokenize(tokenizer, ["", *PROMPTS])
+    prompts = tokenize(tokenizer, ["", *PROMPTS])
     mean, std, scale = latents_of(autoencoder.eval(), digits.images)
-    second = DenoisingObjective(mean, std, tokens[1 + digits.labels], tokens[0], scheduler)
+    second = DenoisingObjective(mean, std, digits.labels, prompts, scheduler)
     trained = Trained(
         Conditional(components.text_encoder(len(tokenizer), plan.seed + 1), components.denoiser(plan.seed + 2))
     )
