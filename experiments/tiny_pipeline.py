@@ -48,7 +48,7 @@ REWARDS = {
     "digit:8": (4.0, 2.0, 1.0, 0.5),
     "jpeg-incompressibility": (0.04, 0.02, 0.01, 0.005),
 }
-LAWS = ("none", "plug-in", "dps:0.3", "classifier", "cfg", "fk", "twisted", "svdd", "best-of-n")
+LAWS = ("none", "plug-in", "dps:0.3", "gloss", "classifier", "cfg", "fk", "twisted", "svdd", "best-of-n")
 SETTINGS = {  # name -> (guidance scale, steps, eta)
     "no guidance, DDIM": (1.0, 50, 0.0), "no guidance, eta = 1": (1.0, 50, 1.0), "guidance 2, DDIM": (2.0, 50, 0.0),
 }  # fmt: skip
@@ -65,7 +65,7 @@ def pipeline_of(folder: Path) -> Any:
 def measured_quality(folder: Path, n: int) -> dict[str, Any]:
     """What is drawn at each setting, its first images as 8 x 8 pixels, and what the classifier makes of real digits."""
     train, held_out = split()
-    found: dict[str, Any] = {"real digits": {"accuracy": Reader(held_out).accuracy(train).to_dict()}}
+    found: dict[str, Any] = {"real training digits": {"accuracy": Reader(held_out).accuracy(train).to_dict()}}
     for name, (scale, steps, eta) in SETTINGS.items():
         images = draw(pipeline_of(folder), n, scale=scale, steps=steps, eta=eta)
         pixels = ink(images.images[:PICTURED]).double().numpy().round(2).tolist()
@@ -146,8 +146,8 @@ def routes(folder: Path, reward: str, temperature: float, n: int, particles: int
     guided: Any = collect(problem, guidance.plug_in(problem), n=n // 2)
     swarm: Any = collect(problem, steering.twisted(problem, particles), n=particles * populations)
     log_z = {
-        "plain paths": Estimate.log_mean_exp(free.log_weight),
-        "guided paths": Estimate.log_mean_exp(guided.log_weight),
+        "plain paths": free.log_normalizer,
+        "guided paths": guided.log_normalizer,
         "twisted particles": swarm.log_normalizer,
     }
     levels = torch.quantile(free.reward, torch.tensor(LEVELS, dtype=torch.float64))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CONTROLS = {"none": ("o", SAMPLES), "plug-in": ("s", CYCLE[0]), "dps:0.3": ("D", CYCLE[1]), "cfg": ("^", CYCLE[2]),
-            "classifier": ("p", CYCLE[5])}  # fmt: skip
+            "classifier": ("p", CYCLE[5]), "gloss": ("<", "0.45")}  # fmt: skip
 SAMPLERS = {"fk": ("v", CYCLE[3]), "twisted": ("P", CYCLE[4]), "svdd": ("X", "#000000"), "best-of-n": ("*", "#8B4513")}
 NAMES = {
     "brightness": "mean brightness", "digit:8": "log p(8 | image)", "jpeg-incompressibility": "JPEG size, kB",

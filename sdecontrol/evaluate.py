@@ -108,6 +108,11 @@ class ControlRun:
         """log of e^{r/T} dQ/dQ^{u,nu}: its mean exponential is Z for every control."""
         return self.reward / self.temperature - self.path.log_ratio()
 
+    @property
+    def log_normalizer(self) -> Estimate:
+        """log Z by these paths: the log of their mean weight, biased low."""
+        return Estimate.log_mean_exp(self.log_weight)
+
 
 def collect(
     problem: Problem, entry: Any, *, grid: TimeGrid | None = None, kernel: Kernel | None = None, n: int = 10_000,

@@ -18,15 +18,18 @@ from sdecontrol import guidance, steering
 from sdecontrol.controls import Control
 from sdecontrol.errors import NotDefined, NotFinite, UnknownName, check
 from sdecontrol.evaluate import evaluate
+from sdecontrol.guidance.base import check_gradient
 from sdecontrol.kernels import Kernel
 from sdecontrol.laws import ClassPosterior
 from sdecontrol.noise import Noise
 from sdecontrol.problems.base import Problem
 from sdecontrol.processes import ReverseProcess
 from sdecontrol.rewards import GaussianLabel
+from sdecontrol.simulate import simulate
 from sdecontrol.time import TimeGrid
 
 PILOT = 256  # paths by which a scale is chosen
+UNGUIDED = 64  # samples from which a reward's linear surrogate is taken
 SCALES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 
 
@@ -145,9 +148,15 @@ def _plug_in(s: Setting) -> Any:
     return guidance.plug_in(s.problem)
 
 
-@_method("gloss", "G_loss with the weight of the authors' code")
+@_method("gloss", "G_loss with the weight of the authors' code, of a linear surrogate where the reward is no label")
 def _gloss(s: Setting) -> Any:
-    return guidance.g_loss(s.problem)
+    problem = s.problem
+    if isinstance(problem.reward, GaussianLabel) or not isinstance(problem.process, ReverseProcess):
+        return guidance.g_loss(problem)
+    check_gradient(problem)
+    plain = simulate(problem.process, grid=s.grid, kernel=s.kernel, n=UNGUIDED, keep="ends", noise=Noise(1))
+    s.notes.append(f"surrogate: the gradient at the mean of {UNGUIDED} unguided samples")
+    return guidance.surrogate_loss(problem, plain.terminal)
 
 
 @_method("naive", "gradient guidance along the label's direction")

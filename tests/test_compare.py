@@ -46,7 +46,8 @@ def test_rows_reasons_and_files(tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     found = json.loads((tmp_path / "comparison.json").read_text())["problems"]["gaussian-1d-vp"]
     assert found["complete"] and set(found["laws"]) | set(found["not defined"]) == set(METHODS)
-    assert set(found["not defined"]) >= {"gloss", "naive"}
+    assert set(found["not defined"]) >= {"naive"} and "gloss" in found["laws"]
+    assert "unguided samples" in " ".join(found["laws"]["gloss"]["notes"])
     assert "GaussianLabel" in found["not defined"]["naive"] and "naive is not defined here" in out
     exact, none = (found["laws"][name] for name in ("exact", "none"))
     assert exact["score"]["gap"]["value"] < 0.1 * none["score"]["gap"]["value"]

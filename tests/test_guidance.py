@@ -80,6 +80,65 @@ def test_g_loss_with_the_exact_weight_is_the_exact_variance_of_a_label():
     assert far_apart(*shifts(problem, guidance.g_loss(problem, "code"), guidance.exact_variance(problem)))
 
 
+def test_a_linear_surrogate_is_the_label_that_moves_gaussian_data_as_the_tilt_does():
+    """The gradient by differences, moments by numpy; the label's posterior mean by its own formula is the tilt's."""
+    reward = lambda x: torch.sin(x @ torch.tensor(DIRECTION, dtype=torch.float64)) - 0.3 * x[:, 0] ** 2  # noqa: E731
+    problem = anisotropic(reward)
+    law = problem.process.data_law
+    samples = law.sample(400, sc.Noise(5))
+    z, step = samples.mean(0), 1e-5 * torch.eye(4, dtype=torch.float64)
+    g = (reward(z + step) - reward(z - step)) / 2e-5
+    along = samples.numpy() @ g.numpy()
+    s, y = along.var(ddof=1), along.mean() + 2 * along.var(ddof=1) / 0.7
+    label = sc.Problem(problem.process, sc.GaussianLabel(g, y, math.sqrt(s)), 1.0)
+    for beta in ("code", "exact"):
+        a, b = shifts(problem, guidance.surrogate_loss(problem, samples, beta), guidance.g_loss(label, beta))
+        assert torch.allclose(a, b, rtol=1e-7, atol=1e-9)
+    mean, S = samples.mean(0), samples.T.cov()
+    posterior = mean + S @ g * float((y - g @ mean) / (g @ S @ g + s))
+    assert torch.allclose(posterior, mean + S @ g / 0.7, rtol=1e-9)
+    linear = anisotropic(sc.Linear(DIRECTION))
+    drawn = linear.process.data_law.sample(40_000, sc.Noise(6))
+    control = guidance.surrogate_loss(linear, drawn, "exact")
+    end = sc.simulate(linear.process, control, grid=sc.TimeGrid.log_snr(100), n=20_000).terminal
+    wanted = linear.exact.terminal
+    error = (end.mean(0) - wanted.mean) / (wanted.covariance.diagonal() / 20_000).sqrt()
+    assert float(error.abs().max()) < 4.5, "of 4 entries; the moments of 40 000 samples and the start add a little"
+
+
+def test_a_surrogate_on_events_of_any_shape_is_that_of_flat_ones():
+    values = torch.tensor([[1.0, -0.5], [0.3, 0.8]], dtype=torch.float64)
+    flat = sc.Problem(sc.ReverseProcess(sc.VP(), sc.Isotropic((4,), 0.6)), lambda x: (x @ values.flatten()).exp(), 0.5)
+    grid = sc.Problem(
+        sc.ReverseProcess(sc.VP(), sc.Isotropic((2, 2), 0.6)), lambda x: (x * values).sum((1, 2)).exp(), 0.5
+    )
+    samples = flat.process.data_law.sample(50, sc.Noise(2)).double()
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def control(problem: sc.Problem, drawn: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        transition = Ancestral().transition(problem.process, 0.6, 0.62)
+        state = problem.process.state(0.6, x, jacobian=True)
+        return guidance.surrogate_loss(problem, drawn)(StepView(problem.process, transition, 0, state))
+
+    a, b = control(flat, samples, x), control(grid, samples.reshape(-1, 2, 2), x.reshape(-1, 2, 2))
+    assert b.shape == (7, 2, 2) and torch.allclose(a, b.flatten(1), rtol=1e-10) and float(a.abs().min()) > 0
+
+
+def test_a_surrogate_needs_a_gradient_that_is_not_zero():
+    samples = anisotropic(LABEL).process.data_law.sample(10, sc.Noise(0))
+    for reward in (sc.Step(DIRECTION, 0.0, 1.0), lambda x: 0 * x.sum(1), lambda x: x.sum(1).detach()):
+        problem = anisotropic(reward)
+        with pytest.raises(NotDefined, match="gradient"):
+            guidance.surrogate_loss(problem, samples)
+    with pytest.raises(BadInput, match="n >= 2"):
+        guidance.surrogate_loss(anisotropic(LABEL), samples[:1])
+    with pytest.raises(BadInput, match=r"\(n, 4\)"):
+        guidance.surrogate_loss(anisotropic(LABEL), samples[:, :3])
+    general = sc.problems.double_well()
+    with pytest.raises(NotDefined, match="ReverseProcess"):
+        guidance.surrogate_loss(general, torch.randn(5, general.process.dim, dtype=torch.float64))
+
+
 def test_the_weight_of_the_code_is_exact_where_the_covariance_is_a_projector():
     reward = sc.GaussianLabel(RNG.normal(size=8), 1.0, 0.4)
     problem, basis = subspace(reward)

@@ -8,7 +8,7 @@ from sdecontrol.guidance.ascent import optimise
 from sdecontrol.guidance.classifier import classifier
 from sdecontrol.guidance.doob import doob
 from sdecontrol.guidance.free import cfg
-from sdecontrol.guidance.gradient import g_loss, naive
+from sdecontrol.guidance.gradient import g_loss, naive, surrogate_loss
 from sdecontrol.guidance.reconstruction import dps, exact_variance, pigdm, plug_in
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "optimise",
     "pigdm",
     "plug_in",
+    "surrogate_loss",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,15 +74,15 @@ def check_gradient(problem: Problem) -> None:
 
 @dataclass(frozen=True)
 class Label:
-    """The tilt e^{reward/temperature} as a label: proportional to N(target; direction . x, variance)."""
+    """A tilt as a label: proportional to N(target; direction . x, variance); direction has the shape of an event."""
 
     direction: Tensor
     target: float
     variance: float
 
     def along(self, x: Tensor) -> Tensor:
-        """direction . x: (n, d) -> (n,)."""
-        return x @ self.direction.to(x)
+        """direction . x: (n, *event) -> (n,)."""
+        return x.flatten(1) @ self.direction.flatten().to(x)
 
     def residual(self, x: Tensor) -> Tensor:
         """target - direction . x: (n,)."""
@@ -101,5 +102,20 @@ def label_of(problem: Problem, name: str) -> Label:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum over the event: (n, d), (d,) or (n, d) -> (n,)."""
-    return torch.sum(a * b, dim=1)
+    """Sum over the event: (n, *event), (*event) or (n, *event) -> (n,)."""
+    return torch.sum((a * b).flatten(1), dim=1)
+
+
+def rows(values: Tensor, like: Tensor) -> Tensor:
+    """(n,) -> (n, 1, ..., 1), one number for each row of `like`."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def gradient_at(objective: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """grad f at one point (*event). Raises BadInput for a gradient that is not finite."""
+    known = getattr(objective, "gradient", None)
+    with torch.enable_grad():
+        point = x[None].detach().requires_grad_()
+        g = known(point) if known is not None else torch.autograd.grad(objective(point).sum(), point)[0]
+    check(bool(torch.isfinite(g).all()), "a gradient of the objective with NaN or infinite entries", "finite numbers")
+    return g[0].detach()

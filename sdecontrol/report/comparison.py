@@ -67,6 +67,7 @@ class Row:
         plain = lambda e: None if e is None else e.to_dict()  # noqa: E731
         return {
             "name": self.name, "notes": self.notes, **vars(self.cost), "distance": plain(self.distance),
+            "log_normalizer": plain(self.run.log_normalizer),
             "measures": {name: e.to_dict() for name, e in self.measures.items()}, "score": self.score.to_dict(),
         }  # fmt: skip
 

@@ -10,8 +10,6 @@ from rich import box
 from rich.table import Table
 
 from sdecontrol.errors import NotDefined
-from sdecontrol.estimate import Estimate
-from sdecontrol.evaluate import ControlRun
 from sdecontrol.report.comparison import Row, Trial
 from sdecontrol.report.markdown import table
 from sdecontrol.report.numbers import compact, estimate
@@ -28,14 +26,6 @@ def _scored(name: str) -> Column:
         return "–"
 
     return cell
-
-
-def _log_z(row: Row) -> str:
-    """log Z by this row's own paths: the mean weight of a control's, a sampler's own estimate."""
-    run = row.run
-    if isinstance(run, ControlRun):
-        return compact(Estimate.log_mean_exp(run.log_weight))
-    return compact(run.log_normalizer)
 
 
 def _variation(row: Row) -> str:
@@ -68,7 +58,7 @@ def columns(trial: Trial) -> dict[str, Column]:
 
 
 OF_NETWORKS: dict[str, Column] = {  # where nothing is closed and memory is short
-    "log Z": _log_z,
+    "log Z": lambda row: compact(row.run.log_normalizer),
     "ESS": lambda row: f"{float(row.score.ess.value):.0f}",
     "MB": lambda row: f"{row.cost.peak / 2**20:.0f}" if row.cost.peak else "–",
 }

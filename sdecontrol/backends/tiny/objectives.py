@@ -16,7 +16,7 @@ from sdecontrol.noise import Noise
 
 KL_WEIGHT = 1e-6
 DROPPED = 0.1  # share of prompts replaced by the empty one, for classifier-free guidance
-AVERAGE = 0.998
+AVERAGE = 0.995
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from sdecontrol.claims.routes.quadrature import Array, log_sum_exp
 from sdecontrol.claims.routes.workbench import no_running_reward
 from sdecontrol.estimate import Estimate
 from sdecontrol.guidance import ascent
-from sdecontrol.guidance.ascent.rounds import exactly_weighted, gradient_at
+from sdecontrol.guidance.ascent.rounds import exactly_weighted
+from sdecontrol.guidance.base import gradient_at
 from sdecontrol.guidance.doob import doob
 from sdecontrol.laws import Law
 from sdecontrol.problems.base import Problem
@@ -83,7 +84,7 @@ class Setting:
     def _direction(self, case: Case) -> Tensor:
         """The gradient of the reward at the data's mean, where it is seen on the support; else a random direction."""
         basis = torch.as_tensor(self.latent.frame.basis)
-        g = gradient_at(case.problem.reward, self.law.mean)
+        g = gradient_at(case.problem.reward, self.law.mean.double())
         seen = float((basis.mT @ g).norm()) > 1e-6 * max(1e-300, float(g.norm()))
         return g if seen else torch.as_tensor(case.rng.normal(size=len(basis)))
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sdecontrol.errors import NotDefined, check
 from sdecontrol.guidance.ascent.refits import Batch, MomentMatching
-from sdecontrol.guidance.ascent.rounds import Objective, gradient_at
+from sdecontrol.guidance.ascent.rounds import Objective
 from sdecontrol.guidance.ascent.targets import Slope, Target
+from sdecontrol.guidance.base import gradient_at
 from sdecontrol.laws import Law, Subspace
 from sdecontrol.laws.base import restricted
 from sdecontrol.rewards import GaussianLabel
@@ -49,7 +50,7 @@ def mean_field(
     model, means = law, [law.mean]
     batches: list[Batch] = [law]
     for _ in range(rounds):
-        g = gradient_at(objective, means[-1])
+        g = gradient_at(objective, means[-1].double())
         if not bool(g.any()):
             break
         y = target(Slope(g, means[-1], model, law), label_noise**2)
@@ -123,4 +124,3 @@ def _on_support(law: Law, objective: Objective) -> tuple[Law, Objective, Callabl
     if isinstance(law, Subspace):
         return law.latent, restricted(objective, law.basis, law.offset), law.decode
     return law, objective, lambda u: u
-

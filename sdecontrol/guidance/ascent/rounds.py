@@ -15,6 +15,7 @@ from sdecontrol.errors import NoClosedForm, NotDefined, check
 from sdecontrol.estimate import Estimate
 from sdecontrol.guidance.ascent.refits import Batch, Refit
 from sdecontrol.guidance.ascent.targets import Slope, Target
+from sdecontrol.guidance.base import gradient_at
 from sdecontrol.guidance.gradient import g_loss
 from sdecontrol.laws import Law, Subspace
 from sdecontrol.noise import Noise
@@ -112,7 +113,7 @@ def optimise(
     batches: list[Batch] = [samples if known is None else known]
     done = [_measured(None, samples, objective, support)]
     for k in range(1, rounds + 1):
-        g = gradient_at(objective, done[-1].mean)
+        g = gradient_at(objective, done[-1].mean.double())
         if not bool(g.any()):
             break
         slope = Slope(g, done[-1].mean, _law_of(model), first)
@@ -125,16 +126,6 @@ def optimise(
             batches.append(samples)
             model = refit(process, batches)
     return Trajectory(done, samples, model)
-
-
-def gradient_at(objective: Objective, x: Tensor) -> Tensor:
-    """grad f at one point (D,), float64. Raises BadInput for a gradient that is not finite."""
-    known = getattr(objective, "gradient", None)
-    with torch.enable_grad():
-        point = x.to(torch.float64)[None].detach().requires_grad_()
-        g = known(point) if known is not None else torch.autograd.grad(objective(point).sum(), point)[0]
-    check(bool(torch.isfinite(g).all()), "a gradient of the objective with NaN or infinite entries", "finite numbers")
-    return g[0].detach()
 
 
 def _law_of(process: ReverseProcess) -> Law | None:
