@@ -28,15 +28,12 @@ import sdecontrol as sc
 from experiments.record import record
 from sdecontrol.claims.base import MONTE_CARLO, Z_CRITICAL, claims
 from sdecontrol.problems.builtin import resolve
+from sdecontrol.report.workers import as_worker
 
 SEEDS, LEVEL, WORKERS = 200, 0.05, 2
 PROBLEMS = ("gaussian-1d-vp", "gaussian-4d-ve", "mixture-2d-vp")
 INTERVALS = (0.68, 0.95, 0.99)
 PATHS = 2_000
-
-
-def quiet() -> None:
-    torch.set_num_threads(1)
 
 
 # ------------------------------------------------------------------------------------------ verdicts of the claims
@@ -169,7 +166,7 @@ def measure(
     seeds: int = SEEDS, problems: tuple[str, ...] = PROBLEMS, workers: int = WORKERS
 ) -> Iterator[dict[str, Any]]:
     """The table so far, after each problem."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=quiet) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=as_worker) as pool:
         runs = pool.map(estimates_of_seed, range(seeds))
         covered = coverage(list(track(runs, "estimates", seeds)))
         found: list[dict[str, Any]] = []

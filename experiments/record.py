@@ -9,11 +9,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sdecontrol.report.atomic import writable_folder, write
 from sdecontrol.report.files import to_json
 from sdecontrol.report.progress import iterations_bar
+from sdecontrol.report.workers import as_worker
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -55,7 +54,7 @@ def _shared(parts: dict[str, Callable[[], Any]], workers: int) -> Iterator[tuple
     spawn = get_context("spawn")
     with (
         iterations_bar() as bar,
-        ProcessPoolExecutor(workers, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ProcessPoolExecutor(workers, mp_context=spawn, initializer=as_worker) as pool,
     ):
         task = bar.add_task("parts", total=len(parts), note="")
         running = {pool.submit(measure): part for part, measure in parts.items()}

@@ -182,8 +182,7 @@ def _interrupts_held() -> Iterator[None]:
 
 def serve(connection: Connection, job: Job) -> None:
     """A worker's life: pairs in, results out, until the other end closes or dies."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    one_thread()
+    as_worker()
     problem = cache(job.problem)
     while True:
         try:
@@ -193,8 +192,13 @@ def serve(connection: Connection, job: Job) -> None:
         connection.send(job.checking.attempt(pair, problem))
 
 
+def as_worker() -> None:
+    """This process has one thread and ends with its parent, also in the middle of a long task."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    one_thread()
+
+
 def _end_with_parent() -> None:
-    """Also in the middle of a long check."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
