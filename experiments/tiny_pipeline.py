@@ -1,7 +1,7 @@
 """A small Stable Diffusion pipeline, trained on the digits: what it draws, and what laws and samplers make of it.
 
     sdecontrol train-tiny --out build/tiny
-    python -m experiments.tiny_pipeline build/tiny            # about 20 minutes on two cores; --quick: 4
+    python -m experiments.tiny_pipeline build/tiny            # about 25 minutes on two cores; --quick: 4
 
 The parts are shared by processes of one thread each, as the networks are small.
 

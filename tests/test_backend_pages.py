@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(?:\((\d+)\))?")
 LAWS = {
-    "none": "none", "plug-in": "plug-in", "classifier": "classifier", "DPS, scale 0.3": "dps:0.3", "CFG 7.5": "cfg",
-    "Feynman-Kac, 8 particles": "fk", "twisted, 8 particles": "twisted", "SVDD, 4 candidates": "svdd",
-    "best of 8": "best-of-n",
+    "none": "none", "plug-in": "plug-in", "G_loss of a linear surrogate": "gloss", "classifier": "classifier",
+    "DPS, scale 0.3": "dps:0.3", "CFG 7.5": "cfg", "Feynman-Kac, 8 particles": "fk", "twisted, 8 particles": "twisted",
+    "SVDD, 4 candidates": "svdd", "best of 8": "best-of-n",
 }  # fmt: skip
 
 
