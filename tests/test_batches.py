@@ -45,6 +45,7 @@ LAWS = {
     "exact variance": guidance.exact_variance,
     "g_loss, code": guidance.g_loss,
     "g_loss, exact": lambda p: guidance.g_loss(p, "exact"),
+    "surrogate loss": lambda p: guidance.surrogate_loss(p, p.process.noised(0.9).sample(64, sc.Noise(9))),
     "naive": guidance.naive,
     "classifier": lambda p: guidance.classifier(p, lambda x, s: -(x * x).sum(1)),
     "cfg": lambda p: guidance.cfg(p, sc.Gaussian(np.zeros(dim(p)), np.ones(dim(p))), 0.5),
@@ -54,7 +55,8 @@ KINDS = ("gaussian", "mixture", "subspace")
 
 
 def test_every_public_law_is_here():
-    named = {"doob", "plug_in", "dps", "pigdm", "exact_variance", "g_loss", "naive", "classifier", "cfg"}
+    named = {"doob", "plug_in", "dps", "pigdm", "exact_variance", "g_loss", "naive", "classifier", "cfg",
+             "surrogate_loss"}  # fmt: skip
     assert named == {name for name in guidance.__all__ if name not in ("ascent", "optimise")}
 
 

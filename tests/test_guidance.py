@@ -277,6 +277,7 @@ LAWS = {
     "dps norm": lambda p: guidance.dps(p, squared=False),
     "pigdm": guidance.pigdm,
     "g_loss": guidance.g_loss,
+    "surrogate loss": lambda p: guidance.surrogate_loss(p, p.process.data_law.sample(64, sc.Noise(9))),
     "naive": guidance.naive,
     "exact variance": guidance.exact_variance,
     "classifier": lambda p: guidance.classifier(p, lambda x, s: -(x * x).sum(1)),
