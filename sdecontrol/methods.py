@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from sdecontrol.rewards import GaussianLabel
 from sdecontrol.simulate import simulate
 from sdecontrol.time import TimeGrid
 
-PILOT = 256  # paths by which a scale is chosen
+PILOT, PILOT_SEED = 256, 1  # paths by which a scale is chosen
 UNGUIDED = 64  # samples from which a reward's linear surrogate is taken
 SCALES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 
@@ -48,6 +48,11 @@ class Setting:
     kernel: Kernel | None = None
     pilot: int = PILOT
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def noise(self) -> Noise:
+        """Of pilot runs: of the process's own kind, which for networks draws single paths, not whole blocks."""
+        return replace(self.problem.process.default_noise, seed=PILOT_SEED)
 
     @property
     def count(self) -> int:
@@ -154,7 +159,7 @@ def _gloss(s: Setting) -> Any:
     if isinstance(problem.reward, GaussianLabel) or not isinstance(problem.process, ReverseProcess):
         return guidance.g_loss(problem)
     check_gradient(problem)
-    plain = simulate(problem.process, grid=s.grid, kernel=s.kernel, n=UNGUIDED, keep="ends", noise=Noise(1))
+    plain = simulate(problem.process, grid=s.grid, kernel=s.kernel, n=UNGUIDED, keep="ends", noise=s.noise)
     s.notes.append(f"surrogate: the gradient at the mean of {UNGUIDED} unguided samples")
     return guidance.surrogate_loss(problem, plain.terminal)
 
@@ -200,7 +205,7 @@ def _tuned(s: Setting, make: Callable[[float], Control]) -> Control:
     for scale in SCALES:
         control = make(scale)
         with suppress(NotFinite), np.errstate(over="ignore", invalid="ignore"):
-            row = evaluate(s.problem, control, grid=s.grid, kernel=s.kernel, n=s.pilot, noise=Noise(1))
+            row = evaluate(s.problem, control, grid=s.grid, kernel=s.kernel, n=s.pilot, noise=s.noise)
             if math.isfinite(row.objective.value):
                 found[scale] = row.objective.value
     check(len(found) > 0, "no scale that stays finite", "one", "Give a smaller one, as in dps:1e-5.")

@@ -195,3 +195,18 @@ def test_classifier_of_noisy_latents_is_the_posterior_of_the_clean_label() -> No
         gap = (truth.exp() * (truth - learned.log_prob(x, level).detach())).sum(1).mean()
         assert 0 <= float(gap) < 0.03, (level, float(gap))
     assert NoisyClassifier(reward).learned(process) is not learned
+
+
+@pytest.mark.parametrize(("law", "runs", "paths"), [("dps", 9, 4), ("gloss", 1, 64)])
+def test_pilot_runs_draw_the_paths_they_need_and_no_more(folder: Path, law: str, runs: int, paths: int) -> None:
+    """Rows that the UNet sees: runs x steps x paths, filled up to a batch of 16, twice for CFG; no block of 1 024."""
+    from sdecontrol.backends.loading import load_pipeline
+    from sdecontrol.methods import choose
+
+    pipe, seen = load_pipeline(folder), []
+    process = StableDiffusionProcess(pipe, "a cat", cfg=2.0, steps=3)
+    problem = question(process, named("brightness", "a cat"), 1.0, "q").problem
+    handle = pipe.unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    choose([law])[0].entry(problem, grid=process.default_grid, kernel=process.default_kernel, pilot=4)
+    handle.remove()
+    assert sum(seen) == runs * 3 * 2 * max(paths, process.batch)
