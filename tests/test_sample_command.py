@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -195,6 +196,22 @@ def test_classifier_of_noisy_latents_is_the_posterior_of_the_clean_label() -> No
         gap = (truth.exp() * (truth - learned.log_prob(x, level).detach())).sum(1).mean()
         assert 0 <= float(gap) < 0.03, (level, float(gap))
     assert NoisyClassifier(reward).learned(process) is not learned
+
+
+@pytest.mark.parametrize("law", ["none", "plug-in"])
+def test_no_images_are_drawn_for_the_front_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, law: str
+) -> None:
+    """Without the row `none` there is no exact front; with it, its images are the front's.
+
+    The UNet sees the law's run, 3 steps of one batch with CFG, and twice the probes that tell one problem from another.
+    """
+    seen, forward = [], UNet2DConditionModel.forward
+    monkeypatch.setattr(
+        UNet2DConditionModel, "forward", lambda self, x, *a, **k: (seen.append(len(x)), forward(self, x, *a, **k))[1]
+    )
+    code, _, _ = run(folder, *FAST, "--reward", "brightness", "--control", law, "--out", str(tmp_path))
+    assert code == 0 and sum(seen) <= 3 * (3 * 2 * 16)
 
 
 @pytest.mark.parametrize(("law", "runs", "paths"), [("dps", 9, 4), ("gloss", 1, 64)])

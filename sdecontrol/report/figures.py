@@ -12,7 +12,7 @@ import numpy as np
 from sdecontrol.errors import NoClosedForm, NotDefined
 from sdecontrol.problems.fitted import Subject
 from sdecontrol.report import figures_chains, figures_kl, figures_laws, figures_mutants
-from sdecontrol.report.front import Point, front
+from sdecontrol.report.front import front
 from sdecontrol.report.run import Picture, Run
 from sdecontrol.report.style import REFERENCE, TILT, canvas, save
 
@@ -37,7 +37,8 @@ def drawings(run: Run, subjects: Sequence[Subject], folder: Path) -> Iterator[Pi
 
 def reward_against_kl(comparison: Comparison, file: Path) -> None:
     """Mean reward against path KL: a point with error bars a control, the exact front, and the optimum's objective."""
-    rows, points = comparison.rows, _front(comparison)
+    rows, chain = comparison.rows, comparison.chain
+    points = front(chain.problem, chain.grid, chain.kernel, 0, comparison.free)
     kl, reward = (np.array([getattr(row, name).value for row in rows.values()]) for name in ("kl", "reward"))
     optimum = next(iter(rows.values())).optimum.value
     with canvas(1, 1, size=(4.6, 3.2)) as (figure, (ax,)):
@@ -56,11 +57,3 @@ def reward_against_kl(comparison: Comparison, file: Path) -> None:
         ax.set(xlim=(-0.04 * edge, 1.1 * edge), ylim=(min(heights) - margin, max(heights) + margin))
         ax.legend()
         save(figure, file)
-
-
-def _front(comparison: Comparison) -> list[Point]:
-    """The exact front of the compared problem; none where its paths would have to be drawn from a network."""
-    chain = comparison.chain
-    if comparison.free is None and not chain.problem.process.elementwise:
-        return []
-    return front(chain.problem, chain.grid, chain.kernel, 0, comparison.free)

@@ -44,14 +44,15 @@ class Point:
         return asdict(self)
 
 
-def front(
-    problem: Problem, grid: TimeGrid, kernel: Kernel, seed: int, reference: Tensor | None = None
-) -> list[Point]:
+def front(problem: Problem, grid: TimeGrid, kernel: Kernel, seed: int, reference: Tensor | None = None) -> list[Point]:
     """Points by falling temperature, as far as there is a tilt. `reference`: rewards of paths without control, if any.
 
     Each is closed where the family is; else, at the problem's own temperature, from draws of the tilt where they exist;
     else weighed draws of p_pre, or paths of the chain where that cannot be drawn from, while enough of them count.
+    A network's paths are dear: none are drawn for it, and without a `reference` it has no points.
     """
+    if reference is None and not problem.process.elementwise:
+        return []
     rewards = cache(lambda: _reference_rewards(problem, grid, kernel, seed, reference))
     points = []
     for temperature in (float(t) for t in FACTORS * problem.temperature):
@@ -86,16 +87,14 @@ def _from_tilt(problem: Problem, seed: int) -> Point | None:
     return Point(t, mean / t - log_c, mean, stderr / t, stderr, FROM_TILT)
 
 
-def _reference_rewards(
-    problem: Problem, grid: TimeGrid, kernel: Kernel, seed: int, reference: Tensor | None
-) -> Tensor:
+def _reference_rewards(problem: Problem, grid: TimeGrid, kernel: Kernel, seed: int, reference: Tensor | None) -> Tensor:
     """Rewards of draws of p_pre: exact ones, else those at hand, else of paths of the chain."""
     if problem.running_reward is None:
         try:
             return problem.reward(problem.exact.reference.sample(DRAWS, Noise(seed), "front")).double()
         except (NoClosedForm, NotDefined):
             pass
-    if reference is not None and not problem.process.elementwise:  # paths of a network are dear
+    if reference is not None and not problem.process.elementwise:
         return reference
     observe = None
     if problem.running_reward is not None:
