@@ -51,7 +51,7 @@ class Setting:
 
     @property
     def noise(self) -> Noise:
-        """Of pilot runs: of the process's own kind, which for networks draws single paths, not whole blocks."""
+        """Of pilot runs: of the process's own kind, a stream an image on pipelines."""
         return replace(self.problem.process.default_noise, seed=PILOT_SEED)
 
     @property

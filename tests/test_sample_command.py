@@ -216,7 +216,7 @@ def test_no_images_are_drawn_for_the_front_alone(
 
 @pytest.mark.parametrize(("law", "runs", "paths"), [("dps", 9, 4), ("gloss", 1, 64)])
 def test_pilot_runs_draw_the_paths_they_need_and_no_more(folder: Path, law: str, runs: int, paths: int) -> None:
-    """Rows that the UNet sees: runs x steps x paths, filled up to a batch of 16, twice for CFG; no block of 1 024."""
+    """Rows that the UNet sees: runs x steps x paths, filled up to a batch of 16, twice for CFG."""
     from sdecontrol.backends.loading import load_pipeline
     from sdecontrol.methods import choose
 
