@@ -1,7 +1,7 @@
 """A small Stable Diffusion pipeline, trained on the digits: what it draws, and what laws and samplers make of it.
 
     sdecontrol train-tiny --out build/tiny
-    python -m experiments.tiny_pipeline build/tiny            # about 25 minutes on two cores; --quick: 4
+    python -m experiments.tiny_pipeline build/tiny            # about 25 minutes on two cores; --quick: 3
 
 The parts are shared by processes of one thread each, as the networks are small.
 
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, all cores when left out")
     asked = parser.parse_args()
     folder = asked.pipeline
-    load_pipeline(folder)  # a wrong folder is told before any work
+    pipeline_of(folder)  # a wrong folder is told before any work
     torch.set_num_threads(1)
     n, drawn, size = (16, 100, (240, 8, 8)) if asked.quick else (128, 1000, (2000, 16, 40))
     chosen = {reward: t[1:3] if asked.quick else t for reward, t in REWARDS.items()}

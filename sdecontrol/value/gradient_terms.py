@@ -73,7 +73,7 @@ class GradientMethod(ABC):
         """grad log h, or its products with the columns of directions (d, k), with what its error is made of."""
         terms = self.terms(task, n, noise)
         terms = terms if directions is None else terms.along(directions)
-        ess = float(effective_sample_size(terms.growth[:, 0]))
+        ess = effective_sample_size(terms.growth[:, 0])
         wanted = _FEWEST_PLAIN if terms.controls is None else 2 * FEWEST_CARRIERS  # a ratio of two regressions
         return Gradient(*terms.tilted(), terms.order, pareto_k(terms.growth[:, 0]), ess, wanted)
 

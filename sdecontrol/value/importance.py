@@ -183,12 +183,12 @@ class Adapted(Proposal):
 
 def _power(log_w: Tensor, wanted: float) -> float:
     """The largest gamma <= 1 at which the weights w^gamma have `wanted` effective samples, by bisection."""
-    if float(effective_sample_size(log_w)) >= wanted:
+    if effective_sample_size(log_w) >= wanted:
         return 1.0
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if float(effective_sample_size(middle * log_w)) >= wanted else (low, middle)
+        low, high = (middle, high) if effective_sample_size(middle * log_w) >= wanted else (low, middle)
     return low
 
 
